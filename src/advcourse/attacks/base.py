@@ -1,0 +1,62 @@
+"""What all attacks share: one way to be called, one way to be watched."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Generator, Tensor
+
+from ..ascent import State
+from ..contract import Model, check_goal, check_images, evaluating, private_generator
+from ..goals import Goal
+
+
+class Attack(ABC):
+    """An attack is a frozen dataclass of hyper-parameters. Its class writes `climb`; checks and tidying up are here."""
+
+    def __call__(
+        self, model: Model, x: Tensor, y_or_goal: Tensor | Goal, *, generator: Generator | None = None
+    ) -> Tensor:
+        """Attack images x and return what was found.
+
+        Args:
+            model: maps images (N, ...) in [0, 1] to logits (N, K). It is put in eval mode for the attack and left
+                as it was.
+            x: clean images (N, ...), floating point, in [0, 1].
+            y_or_goal: labels (N,), int64, to get away from, or a goal such as `Targeted(t)`.
+            generator: the source of all randomness; by default a private one seeded 0, so that calls repeat.
+
+        Returns:
+            The images found (N, ...), with the shape, dtype and device of x.
+
+        Raises:
+            ValueError: if images, labels or the model's answers are not as described; the message says what to do.
+        """
+        for state in self.iterates(model, x, y_or_goal, generator=generator):
+            found = state.best
+        return found
+
+    def iterates(
+        self, model: Model, x: Tensor, y_or_goal: Tensor | Goal, *, generator: Generator | None = None
+    ) -> Iterator[State]:
+        """The same computation, one `State` at a time. Arguments and errors are those of a call."""
+        check_images(x)
+        goal = check_goal(y_or_goal, x)
+        with torch.inference_mode(False):  # copies, which the caller's later writes do not reach
+            x, goal = x.detach().clone(), replace(goal, labels=goal.labels.clone())
+        return _watched(model, self.climb(model, x, goal, private_generator(generator, x)))
+
+    @abstractmethod
+    def climb(self, model: Model, x: Tensor, goal: Goal, generator: Generator) -> Iterator[State]:
+        """The attack itself, on checked inputs: yields states, runs without autograd, with the model in eval mode."""
+
+
+def _watched(model: Model, states: Iterator[State]) -> Iterator[State]:
+    # Modes are set for each step and not for the whole loop: between two states they are the caller's own.
+    while True:
+        with evaluating(model), torch.inference_mode(False), torch.no_grad():
+            state = next(states, None)
+        if state is None:
+            return
+        yield state

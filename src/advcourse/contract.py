@@ -1,0 +1,100 @@
+"""What every attack promises at its boundary: inputs are checked, and the model is left as it was found."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from numbers import Integral, Real
+
+import torch
+from torch import Generator, Tensor, nn
+
+from .goals import Goal, Untargeted
+
+Model = Callable[[Tensor], Tensor]
+"""Maps images (N, ...) in [0, 1] to logits (N, K); a `torch.nn.Module` that normalises inside, as a rule."""
+
+
+def check_images(x: Tensor) -> None:
+    """Raise `ValueError` unless x is a non-empty float batch (N, ...) without NaN in [0, 1]."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"images must be a torch tensor (N, ...) in [0, 1], got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise ValueError(f"images must be floating point in [0, 1], got {x.dtype}: pass x.float() / 255 for bytes")
+    if x.ndim < 2 or x.numel() == 0:
+        raise ValueError(f"images must be a non-empty batch (N, ...), got shape {tuple(x.shape)}: one image is x[None]")
+    low, high = x.aminmax()
+    if not torch.isfinite(low + high):
+        raise ValueError("images hold NaN or infinity: expected finite values in [0, 1]")
+    if low < 0 or high > 1:
+        raise ValueError(
+            f"images must lie in [0, 1], got [{low:.4g}, {high:.4g}]: normalisation belongs inside the model "
+            "(models.Normalized), and an overshoot of rounding size is cured by x.clamp(0, 1)"
+        )
+
+
+def check_goal(y_or_goal: Tensor | Goal, x: Tensor) -> Goal:
+    """The goal that labels or a goal stand for, after checking that it fits the images x.
+
+    Raises:
+        ValueError: unless its labels are int64 (N,), on the device of x, and not negative.
+    """
+    goal = y_or_goal if isinstance(y_or_goal, Goal) else Untargeted(y_or_goal)
+    labels = goal.labels
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != x.shape[:1]:
+        got = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise ValueError(f"labels must be an int64 tensor of shape ({len(x)},), one per image, got {got}")
+    if labels.device != x.device:
+        raise ValueError(f"labels are on {labels.device} and images on {x.device}: move one of them")
+    if labels.min() < 0:
+        raise ValueError(f"labels must be in 0..K-1, got {labels.min()}")
+    return goal
+
+
+def check_logits(logits: Tensor, rows: int, goal: Goal | None = None) -> Tensor:
+    """A model's answer for so many rows, after checking that it is logits that fit the goal.
+
+    Raises:
+        ValueError: unless it is a floating point tensor (rows, K), K >= 2, without NaN or +infinity (-infinity may
+            rule out a class), and the goal's labels are in 0..K-1.
+    """
+    if not isinstance(logits, Tensor) or logits.shape[:1] != (rows,) or logits.ndim != 2 or logits.shape[1] < 2:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"the model must return logits of shape ({rows}, K) with K >= 2, got {got}: "
+            "for one logit z per image, return torch.stack([0 * z, z], 1)"
+        )
+    if not logits.is_floating_point():
+        raise ValueError(
+            f"the model must return floating point logits, got {logits.dtype}: labels alone need an oracle"
+        )
+    if not (logits < math.inf).all():
+        raise ValueError("the model returned NaN or infinity: look at its weights and at how it normalises")
+    if goal is not None and goal.labels.max() >= logits.shape[1]:
+        raise ValueError(f"labels must be in 0..{logits.shape[1] - 1} for this model, got {goal.labels.max()}")
+    return logits
+
+
+def check_number(name: str, value: float, least: float) -> None:
+    """Raise `ValueError` unless value is finite and at least `least`; an integer if `least` is one."""
+    kind = Integral if isinstance(least, int) else Real
+    if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < math.inf:
+        what = "an integer" if isinstance(least, int) else "a finite number"
+        raise ValueError(f"{name} must be {what} >= {least}, got {value!r}")
+
+
+def private_generator(generator: Generator | None, x: Tensor) -> Generator:
+    """The caller's generator, or a fresh one seeded 0 on the device of x, so that calls repeat."""
+    return torch.Generator(x.device).manual_seed(0) if generator is None else generator
+
+
+@contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """Eval mode inside; afterwards each submodule has its own train/eval flag back."""
+    training = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,60 @@
+"""Training the zoo: from a recipe to a checked checkpoint with its card."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as save_tensors
+
+from .. import data
+from ..evaluation import accuracy
+from ..files import sha256, write_whole
+from ..models import zoo
+from .standard import train
+
+
+def train_entry(name: str, folder: Path, root: Path | None = None) -> dict[str, Any]:
+    """Train a network of the zoo on all of Fashion-MNIST, write its weights and its card into a folder, return the
+    card.
+
+    Weights are stored in half precision; the accuracy on the card is that of the stored network. An interrupted
+    training goes on where the last epoch ended.
+
+    Args:
+        name: a key of `advcourse.models.ZOO`.
+        folder: where NAME.safetensors and NAME.json go.
+        root: the full data set, as for `advcourse.data.fashion_mnist`.
+
+    Raises:
+        ValueError: for an unknown name, or a checkpoint of another recipe.
+        FileNotFoundError: if the full data set cannot be had.
+    """
+    entry = zoo.entry(name)
+    x, y = data.fashion_mnist("train", full=True, root=root)
+    network = entry.network()
+    checkpoint = folder / f"{name}.checkpoint.pt"
+    train(network, x, y, entry.recipe, checkpoint)
+
+    weights = {
+        key: value.half().contiguous() if value.is_floating_point() else value
+        for key, value in network.state_dict().items()
+    }
+    content = save_tensors(weights)
+    network.load_state_dict(weights)
+    card = {
+        "name": name,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "data": f"Fashion-MNIST, {len(x):,} training images",
+        "recipe": asdict(entry.recipe),
+        "accuracy": round(accuracy(network, *data.fashion_mnist("test")), 4),
+        "accuracy_on": "the 2,000 bundled test images",
+        "torch": torch.__version__.split("+")[0],
+        "format": "safetensors, float16",
+        "sha256": sha256(content),
+    }
+    write_whole(folder / f"{name}.safetensors", content)
+    write_whole(folder / f"{name}.json", (json.dumps(card, indent=2) + "\n").encode())
+    checkpoint.unlink()
+    return card

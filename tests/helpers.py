@@ -1,0 +1,108 @@
+"""What several test files need: models that are small, exact or deceptive, and images for them."""
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from advcourse.threat import L1, L2, Ball, Linf
+
+BALLS: list[type[Ball]] = [Linf, L2, L1]
+SHAPES = [(1,), (7,), (3, 4), (2, 3, 4)]
+
+balls = st.sampled_from(BALLS)
+shapes = st.sampled_from(SHAPES)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def images(n: int, shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Uniform images of which about a third of the features lie exactly on a face of the box."""
+    return (torch.rand((n, *shape), generator=rng(seed), dtype=dtype) * 1.5 - 0.25).clamp(0, 1)
+
+
+def network(shape: tuple[int, ...], classes: int = 3, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """A random network with curved, far from monotone losses."""
+    features = torch.Size(shape).numel()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = nn.Sequential(nn.Flatten(), nn.Linear(features, 16), nn.Tanh(), nn.Linear(16, classes)).to(dtype)
+        layers[1].weight.data.mul_(4 * features**0.5)
+        layers[3].weight.data.mul_(4)
+    return layers
+
+
+class Linear(nn.Module):
+    """Two classes told apart by the sign of <weight, x> + bias, for x of the weight's shape: margin of class 1."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        lead = (x * self.weight).flatten(1).sum(1) + self.bias
+        return torch.stack([torch.zeros_like(lead), lead], 1)
+
+
+class Counted(nn.Module):
+    """A model that keeps the number of rows of every forward and every backward pass."""
+
+    def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.forwards: list[int] = []
+        self.backwards: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.forwards.append(len(x))
+        if x.requires_grad:
+            x.register_hook(lambda gradient: self.backwards.append(len(gradient)))
+        return self.model(x)
+
+
+class _Backwards(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return -gradient
+
+
+class Deceptive(nn.Module):
+    """A model whose gradient points the wrong way: every step lowers the loss."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(_Backwards.apply(x))
+
+
+def tiny(split: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    n = 30 if split == "train" else 20
+    generator = np.random.default_rng(seed)
+    return generator.integers(0, 256, (n, 28, 28), dtype=np.uint8), (np.arange(n, dtype=np.uint8) * 7) % 10
+
+
+def write_tiny(folder: Path, packed: bool, seed: int = 0) -> Path:
+    """Fashion-MNIST's four files in miniature, as they are distributed or as torchvision keeps them."""
+    raw = folder if packed else folder / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split, name in ("train", "train"), ("test", "t10k"):
+        for kind, array in zip(("images-idx3", "labels-idx1"), tiny(split, seed), strict=True):
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, dtype=">i4").tobytes()
+            content = header + array.tobytes()
+            path = raw / f"{name}-{kind}-ubyte{'.gz' if packed else ''}"
+            path.write_bytes(gzip.compress(content) if packed else content)
+    return folder

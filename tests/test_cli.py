@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import advcourse
+from advcourse import models
+from advcourse.cli import app
+
+run = CliRunner().invoke
+
+
+def test_version() -> None:
+    result = run(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"{advcourse.__version__}\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["zoo"], ["--help"], ["zoo", "train", "--help"]])
+def test_help_is_at_hand(arguments: list[str]) -> None:
+    assert "Usage" in run(app, arguments).output
+
+
+def test_list_shows_size_and_accuracy_or_that_there_is_none(tmp_path: Path) -> None:
+    lines = run(app, ["zoo", "list"]).output.splitlines()
+    assert [line.split()[0] for line in lines] == list(models.ZOO)
+    for line, name in zip(lines, models.ZOO, strict=True):
+        assert f"{models.card(name)['parameters']:,} parameters" in line
+        assert f"accuracy {models.card(name)['accuracy']:.1%}" in line
+    result = run(app, ["zoo", "list", "--folder", str(tmp_path)])
+    assert result.exit_code == 0
+    assert result.output.count("not trained") == len(models.ZOO)
+
+
+def test_an_unknown_model_is_refused_before_any_training(tmp_path: Path) -> None:
+    result = run(app, ["zoo", "train", "cnn", "vgg", "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "error: there is no model 'vgg' in the zoo; there are: cnn, resnet" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_data_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    result = run(app, ["zoo", "train", "cnn", "--out", str(tmp_path), "--root", str(tmp_path / "nowhere")])
+    assert result.exit_code == 2
+    assert "nowhere is not a folder: root must hold" in result.output
+
+
+def test_training_writes_a_network_that_can_be_listed(tmp_path: Path, tiny_root: Path) -> None:
+    out = tmp_path / "out"
+    result = run(app, ["zoo", "train", "tiny", "--out", str(out), "--root", str(tiny_root)])
+    assert result.exit_code == 0, result.output
+    assert "tiny: accuracy " in result.output
+    assert f"written to {out / 'tiny'}.safetensors" in result.output
+    assert "7,870 parameters" in run(app, ["zoo", "list", "--folder", str(out)]).output
+
+
+def test_an_interruption_says_how_to_go_on(
+    tmp_path: Path,
+    tiny_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("advcourse.training.standard.write_whole", interrupt)
+    result = run(app, ["zoo", "train", "tiny", "--out", str(tmp_path / "out"), "--root", str(tiny_root)])
+    assert result.exit_code == 130
+    assert "interrupted; run the same command again" in result.output

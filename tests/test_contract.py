@@ -1,0 +1,363 @@
+"""The boundary of every attack: what is refused and how, and that the model and the world are left as they were."""
+
+import gc
+import math
+import random
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from advcourse.attacks import FGSM, PGD, Attack
+from advcourse.contract import check_number, evaluating
+from advcourse.goals import Targeted, Untargeted
+from advcourse.threat import L2, Linf
+
+from .helpers import images, network, rng, seeds, shapes
+
+ATTACKS = [FGSM(Linf(0.1)), PGD(L2(0.3), steps=3, restarts=2)]
+attacks = st.sampled_from(ATTACKS)
+X, Y = images(4, (5,)), torch.tensor([0, 1, 2, 0])
+MODEL = network((5,))
+
+
+def refused(attack: Attack, model: Any, x: Any, y: Any, *words: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        attack(model, x, y)
+    for word in words:
+        assert word in str(error.value), f"{word!r} is not in {error.value!s}"
+
+
+def spoiled(value: float) -> Tensor:
+    x = X.clone()
+    x[2, 3] = value
+    return x
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (spoiled(1.01), ("[0, 1]", "1.01", "Normalized")),
+        (spoiled(-0.5), ("[0, 1]", "-0.5", "Normalized")),
+        (spoiled(math.nan), ("NaN", "[0, 1]")),
+        (spoiled(math.inf), ("infinity", "[0, 1]")),
+        (spoiled(-math.inf), ("infinity", "[0, 1]")),
+        ((X * 255).byte(), ("uint8", "/ 255")),
+        (X.long(), ("int64", "/ 255")),
+        (X > 0.5, ("bool", "[0, 1]")),
+        (X[:0], ("(0, 5)", "non-empty")),
+        (X[:, :0], ("(4, 0)", "non-empty")),
+        (X[0], ("(5,)", "x[None]")),
+        (torch.tensor(0.5), ("()", "x[None]")),
+        (X.numpy(), ("ndarray", "torch tensor")),
+        (X.tolist(), ("list", "torch tensor")),
+        (None, ("NoneType", "torch tensor")),
+    ],
+)
+def test_unusable_images_are_refused_at_once(attack: Attack, x: Any, words: tuple[str, ...]) -> None:
+    refused(attack, MODEL, x, Y, *words)
+    with pytest.raises(ValueError, match=r"images"):
+        attack.iterates(MODEL, x, Y)  # not only when the first state is asked for
+
+
+@given(attacks, shapes, seeds, st.sampled_from([-1e-3, 1.001, 255.0, math.nan, math.inf, -math.inf]), st.data())
+def test_one_bad_value_anywhere_is_found(
+    attack: Attack, shape: tuple[int, ...], seed: int, value: float, data: st.DataObject
+) -> None:
+    x = images(3, shape, seed)
+    x.view(-1)[data.draw(st.integers(0, x.numel() - 1))] = value
+    refused(attack, network(shape), x, Y[:3], "[0, 1]")
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("goal", [lambda y: y, Untargeted, Targeted])
+@pytest.mark.parametrize(
+    ("y", "words"),
+    [
+        (Y[:3], ("(4,)", "(3,)")),
+        (Y[None], ("(4,)", "(1, 4)")),
+        (Y[:, None], ("(4,)", "(4, 1)")),
+        (torch.tensor(1), ("(4,)", "()")),
+        (Y.int(), ("int64", "int32")),
+        (Y.float(), ("int64", "float32")),
+        (Y > 0, ("int64", "bool")),
+        (Y.tolist(), ("int64", "list")),
+        (Y.numpy(), ("int64", "ndarray")),
+        (3, ("int64", "int")),
+        (-Y, ("0..K-1", "-2")),
+        (Y + 1, ("0..2", "3")),
+        (Y.to("meta"), ("meta", "cpu", "move")),
+    ],
+)
+def test_unusable_labels_are_refused(
+    attack: Attack, goal: Callable[[Any], Any], y: Any, words: tuple[str, ...]
+) -> None:
+    refused(attack, MODEL, X, goal(y), *words)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (lambda z: MODEL(z)[:, 0], ("(4, K)", "(4,)")),
+        (lambda z: MODEL(z)[:, :1], ("K >= 2", "(4, 1)", "stack")),
+        (lambda z: MODEL(z)[:, :, None], ("(4, K)", "(4, 3, 1)")),
+        (lambda z: MODEL(z)[:2], ("(4, K)", "(2, 3)")),
+        (lambda z: (MODEL(z),), ("tuple",)),
+        (lambda z: MODEL(z).detach().numpy(), ("ndarray",)),
+        (lambda z: MODEL(z) * math.nan, ("NaN", "normalises")),
+        (lambda z: MODEL(z).argmax(1), ("(4, K)", "(4,)")),
+    ],
+)
+def test_unusable_answers_are_refused(attack: Attack, model: Any, words: tuple[str, ...]) -> None:
+    refused(attack, model, X, Y, *words)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda z: MODEL(z).detach(),
+        lambda z: MODEL(z.detach()),  # its parameters would still get a gradient
+        lambda z: MODEL(torch.from_numpy(z.detach().numpy())),
+        lambda z: MODEL((z * 255).byte().double() / 255),
+        lambda z: MODEL[3].bias.expand(len(z), 3),
+    ],
+    ids=["detached answer", "detached input", "numpy inside", "integers inside", "constant"],
+)
+def test_a_model_without_a_gradient_is_refused(attack: Attack, model: Any) -> None:
+    refused(attack, model, X, model(X).argmax(1), "gradient", "oracle")
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_an_infinite_logit_is_refused(attack: Attack) -> None:
+    # It turns the loss into NaN, which is never the highest: the clean image would come back.
+    refused(attack, lambda z: MODEL(z) + torch.tensor([math.inf, 0, 0]), X, torch.zeros(4, dtype=torch.long), "inf")
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_integer_logits_are_refused(attack: Attack) -> None:
+    refused(attack, lambda z: (MODEL(z) * 100).long(), X, Y, "int64")
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_gradient_that_is_not_a_number_is_refused(attack: Attack) -> None:
+    # The square root's slope at 0 is infinite, and infinity times zero is NaN: no direction at all.
+    x = X.clone()
+    x[:, 0] = 0
+    refused(attack, lambda z: MODEL(z) + (0 * z[:, :1]).sqrt(), x, MODEL(x).argmax(1), "NaN", "gradient")
+
+
+@pytest.mark.parametrize("attack", [FGSM(Linf(0.1)), PGD(Linf(0.1), steps=3), PGD(Linf(0.1), 3, random_start=False)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_may_answer_in_another_precision(attack: Attack, dtype: torch.dtype) -> None:
+    found = attack(lambda z: MODEL(z).to(dtype), X, Y)
+    assert found.dtype == X.dtype
+    assert not torch.equal(found, X)
+
+
+@pytest.mark.parametrize("value", [-1, 0, 1.5, "3", None, True, math.nan, math.inf, [1]])
+def test_counts_are_integers_from_one(value: object) -> None:
+    for field in "steps", "restarts", "batch_size":
+        with pytest.raises(ValueError, match=rf"^{field} must be an integer >= 1, got "):
+            PGD(Linf(0.1), **{field: value})
+    with pytest.raises(ValueError, match=r"^batch_size must be an integer >= 1, got "):
+        FGSM(Linf(0.1), batch_size=value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, "0.1", True, [0.1]])
+@pytest.mark.parametrize("attack", [FGSM, PGD])
+def test_step_sizes_are_finite_and_not_negative(attack: type[Attack], value: object) -> None:
+    with pytest.raises(ValueError, match=r"^step_size must be a finite number >= 0.*, got "):
+        attack(Linf(0.1), step_size=value)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("attack", [FGSM, PGD])
+def test_a_ball_is_not_a_number(attack: type[Attack]) -> None:
+    with pytest.raises(ValueError, match=r"Linf"):
+        attack(0.1)  # type: ignore[call-arg]
+
+
+def test_restarts_need_a_random_start() -> None:
+    with pytest.raises(ValueError, match="random_start=True"):
+        PGD(Linf(0.1), restarts=2, random_start=False)
+
+
+def test_numbers_on_the_edge_are_accepted() -> None:
+    check_number("steps", 1, 1)
+    check_number("step_size", 0, 0.0)
+    check_number("step_size", 0.0, 0.0)
+
+
+# What an attack leaves behind
+
+
+class Mixed(nn.Module):
+    """Batch norm and dropout that would change results and buffers in train mode; fails on demand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.body = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3)).double()
+            self.frozen = nn.Sequential(nn.BatchNorm1d(5), nn.Identity()).double()
+        self.train()
+        self.frozen.eval()
+        self.frozen[1].train()
+        self.body[3].weight.requires_grad_(False)
+        self.body[0].weight.grad = torch.full_like(self.body[0].weight, 7)
+        self.calls = self.fails_at = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not any(module.training for module in self.modules())
+        self.calls += 1
+        if self.calls == self.fails_at:
+            raise RuntimeError("the model broke")
+        return self.body(self.frozen(x))
+
+    def found(self) -> list[Any]:
+        """Everything about it that an attack could disturb."""
+        parameters = [
+            (p.requires_grad, p.tolist(), p.grad if p.grad is None else p.grad.tolist()) for p in self.parameters()
+        ]
+        return [[m.training for m in self.modules()], parameters, [b.tolist() for b in self.buffers()]]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_the_model_is_left_as_it_was_found(attack: Attack) -> None:
+    model = Mixed()
+    before = model.found()
+    attack(model, X, Y)
+    assert model.found() == before
+    for _ in attack.iterates(model, X, Y):
+        assert model.found() == before
+    for _ in attack.iterates(model, X, Y):
+        break
+    gc.collect()
+    assert model.found() == before
+    abandoned = attack.iterates(model, X, Y)
+    next(abandoned)
+    abandoned.close()
+    assert model.found() == before
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_model_that_breaks_is_left_as_it_was_found(call: int) -> None:
+    model = Mixed()
+    before = model.found()
+    model.fails_at = call
+    with pytest.raises(RuntimeError, match="the model broke"):
+        PGD(L2(1e-6), steps=3)(model, X, model_labels())
+    assert model.found() == before
+    assert torch.is_grad_enabled()
+
+
+def model_labels() -> Tensor:
+    return Mixed().eval()(X).argmax(1)
+
+
+def test_between_states_the_model_may_be_changed() -> None:
+    model = Mixed()
+    for i, _ in enumerate(PGD(L2(1e-6), steps=3).iterates(model, X, model_labels())):
+        assert model.training == (i % 2 == 0)
+        model.train(i % 2 == 1)
+    assert i == 3
+
+
+def test_evaluating_restores_after_an_exception_and_accepts_any_callable() -> None:
+    model = Mixed()
+    before = model.found()
+    with pytest.raises(KeyboardInterrupt), evaluating(model):  # noqa: PT012
+        model(X)
+        raise KeyboardInterrupt
+    assert model.found() == before
+    with evaluating(torch.sin):
+        pass
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("mode", [nullcontext, torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_the_caller_s_grad_mode_neither_matters_nor_changes(
+    attack: Attack, mode: Callable[[], AbstractContextManager[None]]
+) -> None:
+    expected = attack(MODEL, X, Y)
+    with mode():
+        here = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        x, y = X.clone(), Y.clone()  # made under the caller's mode
+        states = []
+        for state in attack.iterates(MODEL, x, y):
+            states.append(state)
+            assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == here
+        found = attack(MODEL, x, y)
+        assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == here
+    assert torch.equal(found, expected)
+    assert torch.equal(states[-1].best, expected)
+    assert not found.requires_grad
+
+
+def test_an_attack_started_under_one_grad_mode_goes_on_under_another() -> None:
+    attack = PGD(L2(1e-6), steps=3)
+    labels = MODEL(X).argmax(1)
+    with torch.no_grad():
+        states = attack.iterates(MODEL, X, labels)
+        next(states)
+    with torch.inference_mode():
+        next(states)
+    *_, last = states
+    assert torch.equal(last.best, attack(MODEL, X, labels))
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_the_input_is_neither_changed_nor_returned(attack: Attack) -> None:
+    for eps in 0.0, 0.1:
+        variant = type(attack)(type(attack.ball)(eps))  # type: ignore[attr-defined, call-arg]
+        for labels in Y, (MODEL(X).argmax(1) + 1) % 3:  # the second: all fooled already
+            x, y = X.clone().requires_grad_(), labels.clone()
+            found = variant(MODEL, x, y)
+            assert torch.equal(x, X)
+            assert torch.equal(y, labels)
+            assert x.grad is None
+            assert found.data_ptr() != x.data_ptr()
+            assert not found.requires_grad
+
+
+@pytest.mark.parametrize("attack", [FGSM(Linf(1e-6)), PGD(L2(1e-6), steps=3, restarts=2)])
+def test_the_caller_may_reuse_its_tensors_between_states(attack: Attack) -> None:
+    labels = MODEL(X).argmax(1)
+    for goal in Untargeted, Targeted:
+        expected = attack(MODEL, X, goal((labels + 1) % 3 if goal is Targeted else labels))
+        x, y = X.clone(), (labels + 1) % 3 if goal is Targeted else labels.clone()
+        *_, last = ((x.zero_(), y.copy_((y + 1) % 3), state)[2] for state in attack.iterates(MODEL, x, goal(y)))
+        assert torch.equal(last.best, expected)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_global_random_numbers_are_left_alone(attack: Attack) -> None:
+    def world() -> list[object]:
+        return [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()]  # noqa: NPY002
+
+    before = world()
+    first = attack(MODEL, X, Y)
+    assert world() == before
+    torch.rand(7)
+    assert torch.equal(attack(MODEL, X, Y), first)
+
+
+def test_randomness_is_the_generator_s() -> None:
+    attack = PGD(L2(0.3), steps=1)
+    labels = MODEL(X).argmax(1)
+    first = attack(MODEL, X, labels, generator=rng(5))
+    assert torch.equal(attack(MODEL, X, labels, generator=rng(5)), first)
+    assert not torch.equal(attack(MODEL, X, labels, generator=rng(6)), first)
+    assert torch.equal(attack(MODEL, X, labels), attack(MODEL, X, labels, generator=rng(0)))
+    used = rng(5)
+    attack(MODEL, X, labels, generator=used)
+    assert not torch.equal(attack(MODEL, X, labels, generator=used), first)
