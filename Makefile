@@ -31,7 +31,7 @@ test: setup ## check everything: style, types, the library, every chapter, the b
 	$(BIN)/pytest --nbval --nbval-current-env book
 	rm -rf _build
 	$(MAKE) book
-	$(BIN)/pytest --cov src tests
+	$(BIN)/pytest --cov=advcourse src tests
 
 lab: setup ## open the chapters in JupyterLab
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/book/chapters

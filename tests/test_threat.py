@@ -201,3 +201,17 @@ def test_balls_are_values() -> None:
     assert Linf(0.1) == Linf(0.1)
     assert len({Linf(0.1), Linf(0.1), L2(0.1), L1(0.1), Linf(0.2)}) == 4
     assert eval(repr(L2(0.5))) == L2(0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("ball", [Linf(0.1), L2(3.0), L1(100.0)], ids=repr)
+def test_half_precision_neither_overflows_nor_drowns(ball: Ball, dtype: torch.dtype) -> None:
+    # The squares and absolute values of 150,000 features add up to more than half precision holds.
+    center = torch.full((1, 3, 224, 224), 0.5)
+    drawn = ball.sample(center.to(dtype), torch.Generator().manual_seed(0))
+    far = ball.project((center + torch.linspace(-0.4, 0.4, 224)).to(dtype), center.to(dtype))
+    for x in drawn, far:
+        assert x.dtype == dtype
+        # bfloat16 rounds away what L1 does to a single feature, but must not make up more.
+        length = ball.norm(x.float() - center).item()
+        assert 0.5 * ball.eps < length < 1.05 * ball.eps

@@ -8,6 +8,7 @@ Running an unchanged chapter again gives the same bytes, so a diff in a notebook
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from base64 import b64decode
@@ -17,7 +18,6 @@ from pathlib import Path
 import jupytext
 import nbformat
 import yaml
-from jupytext.config import load_jupytext_config
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
@@ -34,7 +34,7 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONHASHSEED":
 # Pictures without matplotlib's version number in their metadata.
 KERNEL_ARGUMENTS = ["--InlineBackend.print_figure_kwargs={'bbox_inches': 'tight', 'metadata': {'Software': None}}"]
 
-SETUP_TAGS = ["remove-cell"]
+SETUP_HEAD = ":tags: [remove-cell]\n\n"
 SETUP = """\
 # For Colab and the like: install the course, beside whatever PyTorch is there.
 import importlib.util
@@ -50,17 +50,14 @@ def setup_source() -> str:
 
 
 def refresh_setup(chapter: Path) -> None:
-    """Puts the set-up cell into the text of a chapter, where it is missing or names another address."""
-    notebook = jupytext.read(chapter)
-    first = next((cell for cell in notebook.cells if cell.cell_type == "code"), None)
-    if first is None or first.metadata.get("tags") != SETUP_TAGS:
-        first = nbformat.v4.new_code_cell(metadata={"tags": SETUP_TAGS})
-        notebook.cells.insert(1, first)  # below the title
-    elif first.source == setup_source():
-        return
-    first.source = setup_source()
-    text = jupytext.writes(notebook, fmt="md:myst", config=load_jupytext_config(str(chapter)))
-    write_whole(chapter, text.encode())
+    """Puts the address that _config.yml names into the set-up cell of a chapter, and touches nothing else."""
+    text = chapter.read_text(encoding="utf-8")
+    first = re.search(r"```\{code-cell\} ipython3\n(.*?)```", text, re.DOTALL)
+    if first is None or not first[1].startswith(SETUP_HEAD):
+        sys.exit(f"{chapter.name}: the first code cell must be the set-up cell, begun with\n\n{SETUP_HEAD}")
+    filled = text[: first.start(1)] + SETUP_HEAD + setup_source() + "\n" + text[first.end(1) :]
+    if filled != text:
+        write_whole(chapter, filled.encode())
 
 
 def execute(chapter: Path) -> None:

@@ -35,10 +35,10 @@ class Slope(Verdict):
 
 
 Gradient = Callable[[Tensor, Tensor], Slope]
-"""``gradient(points (R, ...), owner (R,)) -> Slope``: row r is a point of image owner[r]."""
+"""Asked ``gradient(points (R, ...), owner (R,))``, where row r is a point of image owner[r], it answers a `Slope`."""
 
 Judge = Callable[[Tensor, Tensor], Verdict]
-"""``judge(points (R, ...), owner (R,)) -> Verdict``: the same without the gradient, and cheaper."""
+"""Asked the same as a `Gradient`, it answers a `Verdict`, which is cheaper."""
 
 
 class ZeroGradient(UserWarning):
@@ -158,15 +158,19 @@ def ascend(
         if k == steps or not going.any():
             return
         rows, point, climb = rows[going], point[going], slope.gradient[going]
-        flat = (climb.flatten(1) == 0).all(1).sum()
-        if flat and not warned:
-            warned = True
-            warnings.warn(
-                f"the gradient is exactly zero for {flat} of {len(x)} images at step {k}: the loss is saturated there, "
-                "and failing to fool them proves nothing (try loss=margin)",
-                ZeroGradient,
-                stacklevel=2,
-            )
+        warned = warned or _warn_if_flat(climb, len(x), k)
         # A feature on a face of the box has no step outward: the steepest step is sought among the others.
         open_ = torch.where(climb > 0, point < 1, point > 0)
         point = ball.project(point + step_size * ball.steepest(climb.where(open_, 0)), x[rows])
+
+
+def _warn_if_flat(gradient: Tensor, images: int, step: int) -> bool:
+    flat = int((gradient.flatten(1) == 0).all(1).sum())
+    if flat:
+        warnings.warn(
+            f"the gradient is exactly zero for {flat} of {images} images at step {step}: the loss is saturated there, "
+            "and failing to fool them proves nothing (try loss=margin)",
+            ZeroGradient,
+            stacklevel=3,
+        )
+    return flat > 0

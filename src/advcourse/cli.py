@@ -41,6 +41,8 @@ def zoo_list(
             card = zoo.card(name, folder or zoo.FOLDER)
         except FileNotFoundError:
             typer.echo(f"{name:12} not trained")
+        except ValueError as error:
+            typer.echo(f"{name:12} {error}")
         else:
             typer.echo(f"{name:12} {card['parameters']:>9,} parameters   accuracy {card['accuracy']:.1%}")
 
@@ -65,7 +67,7 @@ def zoo_train(
         for name in names or list(zoo.ZOO):
             card = train_entry(name, out, root)
             typer.echo(f"{name}: accuracy {card['accuracy']:.2%}, written to {out / name}.safetensors")
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:

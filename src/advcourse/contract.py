@@ -11,7 +11,10 @@ from torch import Generator, Tensor, nn
 from .goals import Goal, Untargeted
 
 Model = Callable[[Tensor], Tensor]
-"""Maps images (N, ...) in [0, 1] to logits (N, K); a `torch.nn.Module` that normalises inside, as a rule."""
+"""Maps any number of images (N, ...) in [0, 1] to logits (N, K); as a rule a `torch.nn.Module` that normalises inside.
+
+A module is put into eval mode and gets its own modes back; any other callable is called as it is. Call `model.eval()`
+yourself before several threads attack one model."""
 
 
 def check_images(x: Tensor) -> None:
@@ -60,8 +63,8 @@ def check_logits(logits: Tensor, rows: int, goal: Goal | None = None) -> Tensor:
     if not isinstance(logits, Tensor) or logits.shape[:1] != (rows,) or logits.ndim != 2 or logits.shape[1] < 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
-            f"the model must return logits of shape ({rows}, K) with K >= 2, got {got}: "
-            "for one logit z per image, return torch.stack([0 * z, z], 1)"
+            f"the model must return logits of shape ({rows}, K) with K >= 2, got {got}: wrap it in a function "
+            "that does (one logit z per image, shape (N,), becomes torch.stack([0 * z, z], 1))"
         )
     if not logits.is_floating_point():
         raise ValueError(

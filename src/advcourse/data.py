@@ -76,12 +76,12 @@ def fashion_mnist(
     if split not in SUBSET:
         raise ValueError(f'split must be "train" or "test", got {split!r}')
     images, labels = _everything(split, root) if full or root is not None else _bundled(split)
-    rows = torch.arange(len(labels))
+    rows = torch.arange(len(labels), device="cpu")
     if classes is not None:
         wanted = sorted(set(classes))
         if not wanted or not set(wanted) <= set(range(10)):
             raise ValueError(f"classes must be some of 0..9, got {wanted}")
-        rows = rows[torch.isin(labels, torch.tensor(wanted))]
+        rows = rows[torch.isin(labels, torch.tensor(wanted, device="cpu"))]
     if n is not None and (isinstance(n, bool) or not isinstance(n, Integral) or not 1 <= n <= len(rows)):
         more = "" if full or root else "; full=True has 60,000 train and 10,000 test images"
         raise ValueError(f"n must be an integer in 1..{len(rows)} for this split and these classes, got {n!r}{more}")

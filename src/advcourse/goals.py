@@ -6,6 +6,7 @@ to fooled and one formula serves both goals.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
@@ -17,7 +18,7 @@ REFUSED = -1
 
 
 @dataclass(frozen=True, eq=False)
-class Goal:
+class Goal(ABC):
     """Labels (N,), int64, and a direction. ``goal[rows]`` is the goal of those images."""
 
     labels: Tensor
@@ -26,9 +27,9 @@ class Goal:
     def __getitem__(self, rows: Tensor) -> Self:
         return replace(self, labels=self.labels[rows])
 
+    @abstractmethod
     def fooled(self, labels: Tensor) -> Tensor:
         """Which of the model's answers (N,) meet the goal: bool (N,)."""
-        raise NotImplementedError
 
 
 class Untargeted(Goal):

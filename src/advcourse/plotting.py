@@ -66,7 +66,7 @@ def adversarial_grid(model: Model, x: Tensor, x_adv: Tensor, y: Tensor, names: S
     """Three rows of pictures: what the image was, what was added, what it became, with the model's answers as titles.
 
     The perturbation has its own scale, given beside it: red is lighter, blue is darker. A wrong answer is printed in
-    red and in brackets.
+    orange and in brackets.
 
     Args:
         model: maps images to logits (N, K).
@@ -77,7 +77,7 @@ def adversarial_grid(model: Model, x: Tensor, x_adv: Tensor, y: Tensor, names: S
     """
     delta = x_adv - x
     scale = delta.abs().max().item() or 1.0
-    figure, axes = plt.subplots(3, len(x), figsize=(1.75 * len(x), 5.9), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(3, len(x), figsize=(1.4 * len(x), 5), squeeze=False, layout="constrained")
     for row, images in ((0, x), (2, x_adv)):
         confidence, answer = predict(model, images).softmax(1).max(1)
         for i, ax in enumerate(axes[row]):

@@ -19,6 +19,11 @@ def per_image(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
+def _wide(x: Tensor) -> Tensor:
+    # Sums over many features overflow or drown in half precision.
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 @dataclass(frozen=True)
 class Ball(ABC):
     """All x in [0, 1] with ``norm(x - center) <= eps``.
@@ -53,13 +58,19 @@ class Ball(ABC):
     def steepest(gradient: Tensor) -> Tensor:
         """The step d of length one with ``<gradient, d> = dual_norm(gradient)``; zero where the gradient is zero."""
 
-    @abstractmethod
     def project(self, x: Tensor, center: Tensor) -> Tensor:
         """The point of the ball around `center`, cut with the box [0, 1], that is nearest to x in L2: (N, ...)."""
+        return self._project(_wide(x), _wide(center)).to(x.dtype)
 
-    @abstractmethod
     def sample(self, center: Tensor, generator: Generator) -> Tensor:
         """A uniform draw from the ball around `center`, clipped to the box [0, 1]: (N, ...)."""
+        return self._sample(_wide(center), generator).to(center.dtype)
+
+    @abstractmethod
+    def _project(self, x: Tensor, center: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _sample(self, center: Tensor, generator: Generator) -> Tensor: ...
 
 
 class Linf(Ball):
@@ -85,11 +96,11 @@ class Linf(Ball):
     def steepest(gradient: Tensor) -> Tensor:
         return gradient.sign()
 
-    def project(self, x: Tensor, center: Tensor) -> Tensor:
+    def _project(self, x: Tensor, center: Tensor) -> Tensor:
         # Ball and box are both boxes, so clipping to one after the other is the exact projection.
         return x.clamp(center - self.eps, center + self.eps).clamp(0, 1)
 
-    def sample(self, center: Tensor, generator: Generator) -> Tensor:
+    def _sample(self, center: Tensor, generator: Generator) -> Tensor:
         delta = center.new_empty(center.shape).uniform_(-self.eps, self.eps, generator=generator)
         return (center + delta).clamp(0, 1)
 
@@ -120,7 +131,7 @@ class L2(Ball):
         unit = torch.where(largest > 0, gradient / largest, 0)
         return torch.where(largest > 0, unit / per_image(L2.norm(unit), gradient), 0)
 
-    def project(self, x: Tensor, center: Tensor) -> Tensor:
+    def _project(self, x: Tensor, center: Tensor) -> Tensor:
         # The nearest point is clip(center + s * (x - center)) for the one s in (0, 1] that meets the radius. From
         # below: scale the free features to the radius that the clipped ones leave over, clip again, until none is new.
         delta = (x - center).flatten(1)
@@ -135,7 +146,7 @@ class L2(Ball):
                 return center + (torch.where(clipped, room, scale * length) * delta.sign()).view_as(x)
             clipped = more
 
-    def sample(self, center: Tensor, generator: Generator) -> Tensor:
+    def _sample(self, center: Tensor, generator: Generator) -> Tensor:
         # A Gaussian over sqrt(its squared length + 2 * Exp(1)) is uniform in the ball (Barthe et al. 2005, Theorem 1).
         direction = center.new_empty(center.shape).normal_(generator=generator)
         extra = center.new_empty(len(center)).exponential_(generator=generator)
@@ -146,7 +157,8 @@ class L2(Ball):
 class L1(Ball):
     """The absolute changes of all features add up to at most eps.
 
-    The steepest step puts everything on one feature, the one with the largest gradient.
+    The steepest step puts everything on one feature, the one with the largest gradient. An attack that takes such steps
+    needs many of them, and long ones: `PGD` with a step_size near 1, and not its default, which shrinks with `steps`.
 
     Example:
         >>> x = torch.tensor([[0.2, 0.5]])
@@ -170,7 +182,7 @@ class L1(Ball):
         largest = flat.abs().argmax(1, keepdim=True)
         return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest).sign()).view_as(gradient)
 
-    def project(self, x: Tensor, center: Tensor) -> Tensor:
+    def _project(self, x: Tensor, center: Tensor) -> Tensor:
         # The nearest point moves each feature by clamp(|delta| - cut, 0, room). Its length falls piecewise linearly in
         # `cut`, with slope -1 gained at |delta| and lost again at |delta| - room: sort these and solve on one piece.
         delta = (x - center).flatten(1)
@@ -185,7 +197,7 @@ class L1(Ball):
         overshoot = step.abs().sum(1, keepdim=True).clamp_min(self.eps)  # by rounding, when there are many features
         return center + torch.where(overshoot > 0, step * (self.eps / overshoot), 0).view_as(x)
 
-    def sample(self, center: Tensor, generator: Generator) -> Tensor:
+    def _sample(self, center: Tensor, generator: Generator) -> Tensor:
         # Laplace noise over (its absolute sum + Exp(1)) is uniform in the ball (Barthe et al. 2005, Theorem 1).
         size = center.new_empty(center.shape).exponential_(generator=generator)
         sign = center.new_empty(center.shape).uniform_(-1, 1, generator=generator).sign()

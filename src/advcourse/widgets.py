@@ -37,7 +37,7 @@ _STYLE = """
 .explore.live figcaption, .explore figure[hidden] { display: none; }
 .explore label { display: flex; flex-wrap: wrap; align-items: center; gap: .4rem 1rem; margin: 0 0 .8rem;
   font-size: .95em; }
-.explore input { flex: 1 1 12rem; min-width: 0; height: 1.5rem; margin: 0; accent-color: var(--accent);
+.explore input { flex: 1 1 7rem; min-width: 0; height: 1.5rem; margin: 0; accent-color: var(--accent);
   cursor: pointer; }
 .explore input:focus-visible { outline: 2px solid var(--accent); outline-offset: 3px; border-radius: .3rem; }
 .explore output { min-width: 4ch; font-weight: 600; font-variant-numeric: tabular-nums; text-align: right; }

@@ -433,3 +433,8 @@ def test_pgd_succeeds_where_torchattacks_does() -> None:
         peer = torchattacks.PGD(model, eps=eps, alpha=eps / 8, steps=20, random_start=False)(x, y)
         ours = PGD(Linf(eps), 20, eps / 8, random_start=False)(model, x, y)
         assert ((model(ours).argmax(1) != y) | (model(peer).argmax(1) == y)).all()
+
+
+def test_an_attack_prints_its_hyper_parameters_the_same_way_each_time() -> None:
+    assert repr(FGSM(Linf(0.1))) == "FGSM(ball=Linf(eps=0.1), step_size=None, loss=cross_entropy, batch_size=512)"
+    assert "at 0x" not in repr(PGD(L2(1), loss=margin))

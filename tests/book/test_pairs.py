@@ -5,7 +5,7 @@ import nbformat
 import pytest
 from nbformat import NotebookNode
 
-from tools.execute import CHAPTERS, SETUP_TAGS, WIDGET_VIEW, setup_source
+from tools.execute import CHAPTERS, WIDGET_VIEW, setup_source
 
 TEXTS = sorted(CHAPTERS.glob("*.md"))
 
@@ -62,5 +62,5 @@ def test_figures_are_described(notebook: NotebookNode) -> None:
 
 
 def test_set_up_cell_is_first(text: NotebookNode) -> None:
-    assert code(text)[0].metadata == {"tags": SETUP_TAGS}
+    assert code(text)[0].metadata == {"tags": ["remove-cell"]}
     assert code(text)[0].source == setup_source(), "run `make execute`"

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from torch import Generator, Tensor
@@ -14,6 +14,11 @@ from ..goals import Goal
 
 class Attack(ABC):
     """An attack is a frozen dataclass of hyper-parameters. Its class writes `climb`; checks and tidying up are here."""
+
+    def __repr__(self) -> str:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        parts = (f"{name}={getattr(value, '__name__', repr(value))}" for name, value in values.items())
+        return f"{type(self).__name__}({', '.join(parts)})"
 
     def __call__(
         self, model: Model, x: Tensor, y_or_goal: Tensor | Goal, *, generator: Generator | None = None

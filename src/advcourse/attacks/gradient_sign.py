@@ -14,15 +14,15 @@ from ..threat import Ball
 from .base import Attack
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PGD(Attack):
     """Projected gradient descent (Madry et al. 2018, section 2.1): x ← Π(x + step_size · sign ∇loss), from a random
     start.
 
-    In another ball than Linf the sign becomes that norm's steepest step. An image leaves the batch when it is
-    fooled; one that is not comes back at its iterate of highest loss. For N images this costs at most ``restarts ·
-    steps`` passes forward and backward and ``restarts`` forward, and with a random start one forward more, for the
-    clean images.
+    In another ball than Linf the sign becomes that norm's steepest step (in L1 that is one feature; see `L1`). An image
+    leaves the batch when it is fooled; one that is not comes back at its iterate of highest loss. For N images this
+    costs at most ``restarts · steps`` passes forward and backward and ``restarts`` forward, and with a random start one
+    forward more, for the clean images.
 
     Args:
         ball: where to stay, `Linf(eps)`, `L2(eps)` or `L1(eps)`.
@@ -80,7 +80,7 @@ class PGD(Attack):
                 return
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FGSM(Attack):
     """The fast gradient sign method (Goodfellow et al. 2015, section 4): one step, x + step_size · sign ∇loss.
 

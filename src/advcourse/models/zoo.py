@@ -50,7 +50,7 @@ class Entry:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.recipe.seed)
             network = Normalized(self.build(), FASHION_MEAN, FASHION_STD)
-        return network.to(memory_format=torch.channels_last)  # convolutions run about 1.5 times as fast on a CPU
+        return network.to(memory_format=torch.channels_last)  # the faster layout for convolutions on a CPU
 
 
 ZOO: dict[str, Entry] = {"cnn": Entry(cnn), "resnet": Entry(resnet)}

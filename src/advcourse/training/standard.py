@@ -81,6 +81,8 @@ def _read(checkpoint: Path, network: nn.Module) -> dict[str, Any]:
         saved: dict[str, Any] = torch.load(checkpoint, weights_only=True)
     except (RuntimeError, EOFError, UnpicklingError) as error:
         raise ValueError(f"{checkpoint} is damaged ({error}): remove it to start afresh") from error
+    if not isinstance(saved, dict) or "network" not in saved:
+        raise ValueError(f"{checkpoint} is no checkpoint of a training: remove it to start afresh")
     shapes = {key: value.shape for key, value in network.state_dict().items()}
     if {key: value.shape for key, value in saved["network"].items()} != shapes:
         raise ValueError(f"{checkpoint} is of another network: remove it to start afresh")

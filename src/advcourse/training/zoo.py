@@ -30,8 +30,10 @@ def train_entry(name: str, folder: Path, root: Path | None = None) -> dict[str, 
     Raises:
         ValueError: for an unknown name, or a checkpoint of another recipe.
         FileNotFoundError: if the full data set cannot be had.
+        OSError: if the folder cannot be made.
     """
     entry = zoo.entry(name)
+    folder.mkdir(parents=True, exist_ok=True)  # fails now and not after an epoch
     x, y = data.fashion_mnist("train", full=True, root=root)
     network = entry.network()
     checkpoint = folder / f"{name}.checkpoint.pt"
