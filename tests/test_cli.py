@@ -44,6 +44,21 @@ def test_missing_data_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     assert "nowhere is not a folder: root must hold" in result.output
 
 
+def test_a_folder_that_cannot_be_made_is_an_error_before_any_training(tmp_path: Path, tiny_root: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run(app, ["zoo", "train", "tiny", "--out", str(tmp_path / "file" / "zoo"), "--root", str(tiny_root)])
+    assert result.exit_code == 2
+    assert result.output.startswith("error: ")
+    assert "epoch" not in result.output
+
+
+def test_a_damaged_card_is_listed_as_such(tmp_path: Path) -> None:
+    (tmp_path / "cnn.json").write_text("{")
+    result = run(app, ["zoo", "list", "--folder", str(tmp_path)])
+    assert result.exit_code == 0
+    assert "cnn.json is damaged" in result.output
+
+
 def test_training_writes_a_network_that_can_be_listed(tmp_path: Path, tiny_root: Path) -> None:
     out = tmp_path / "out"
     result = run(app, ["zoo", "train", "tiny", "--out", str(out), "--root", str(tiny_root)])

@@ -102,6 +102,12 @@ def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path) -> None:
         train(fresh(), X, Y, RECIPE, tmp_path / "a.pt")
 
 
+def test_a_file_that_is_no_checkpoint_says_what_to_do(tmp_path: Path) -> None:
+    torch.save({"epochs": 1}, tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="no checkpoint of a training: remove it"):
+        train(fresh(), X, Y, RECIPE, tmp_path / "c.pt")
+
+
 def test_it_learns(tmp_path: Path) -> None:
     network = fresh()
     train(network, X, Y, replace(RECIPE, epochs=60), tmp_path / "a.pt")
