@@ -151,6 +151,12 @@ def test_two_roots_and_debian_s_package_are_told_apart(tmp_path: Path, monkeypat
     data._everything.cache_clear()  # as in the next process
     assert_tiny("test", fashion_mnist("test", full=True), seed=3)
     assert_tiny("test", fashion_mnist("test", root=second), seed=2)
+    # With no package there, what was unpacked from elsewhere is not taken for the full set.
+    monkeypatch.setattr(data, "DEBIAN", tmp_path / "nowhere")
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST.mirrors", [])
+    data._everything.cache_clear()
+    with pytest.raises(FileNotFoundError, match="could not be had"):
+        fashion_mnist("test", full=True)
 
 
 def test_a_root_without_the_data_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

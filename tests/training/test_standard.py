@@ -108,6 +108,12 @@ def test_a_file_that_is_no_checkpoint_says_what_to_do(tmp_path: Path) -> None:
         train(fresh(), X, Y, RECIPE, tmp_path / "c.pt")
 
 
+def test_it_trains_in_train_mode_whatever_mode_the_network_came_in(tmp_path: Path) -> None:
+    network = fresh().eval()
+    train(network, X, Y, RECIPE, tmp_path / "c.pt")
+    assert same(network.state_dict(), trained(tmp_path / "d.pt"))
+
+
 def test_it_learns(tmp_path: Path) -> None:
     network = fresh()
     train(network, X, Y, replace(RECIPE, epochs=60), tmp_path / "a.pt")
