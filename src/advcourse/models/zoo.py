@@ -72,9 +72,8 @@ def card(name: str, folder: str | Path = FOLDER) -> dict[str, Any]:
     """What is known about a trained network: data, recipe, seed, accuracy, checksum.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name or a damaged card.
         FileNotFoundError: if the network was not trained into this folder.
-        ValueError: if the card is damaged.
 
     Example:
         >>> card("cnn")["accuracy"] >= 0.9
