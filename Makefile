@@ -3,7 +3,7 @@ BIN := .venv/bin
 SITE := _build/html
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test lab serve execute format clean
+.PHONY: help setup book test lab serve bench execute format clean
 
 help: ## list these targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -38,6 +38,15 @@ lab: setup ## open the chapters in JupyterLab
 
 serve: book ## serve the book at http://127.0.0.1:8000
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(SITE) 8000
+
+bench: setup .venv/bench-installed ## time the attacks side by side with other libraries
+	$(BIN)/python -m benchmarks.white_box $(BENCH)
+
+# adv-lib asks for visdom, which current setuptools cannot build and no attack needs: it comes without its dependencies.
+.venv/bench-installed: .venv/installed
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps adv-lib
+	@touch $@
 
 execute: setup ## run every chapter again and write its notebook
 	$(BIN)/python tools/execute.py

@@ -9,6 +9,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from advcourse.goals import Goal, Untargeted
 from advcourse.threat import L1, L2, Ball, Linf
 
 BALLS: list[type[Ball]] = [Linf, L2, L1]
@@ -50,6 +51,41 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         lead = (x * self.weight).flatten(1).sum(1) + self.bias
         return torch.stack([torch.zeros_like(lead), lead], 1)
+
+
+def setting(shape: tuple[int, ...], classes: int, seed: int, kind: type[Goal]) -> tuple[nn.Module, Tensor, Goal]:
+    """A random network, images and a goal that about half of the images do not meet already."""
+    model, x = network(shape, classes, seed), images(6, shape, seed)
+    labels = torch.randint(classes, (6,), generator=rng(seed))
+    labels[::2] = model(x).argmax(1)[::2] if kind is Untargeted else model(x).argmin(1)[::2]
+    return model, x, kind(labels)
+
+
+def never_fooled(shape: tuple[int, ...] = (5,)) -> tuple[nn.Module, Tensor, Tensor]:
+    weight = torch.linspace(-1, 1, torch.Size(shape).numel()).double().view(shape)
+    return Linear(weight, bias=-30.0), images(4, shape), torch.zeros(4, dtype=torch.long)
+
+
+def linear_yardstick(ball: type[Ball], shape: tuple[int, ...]) -> tuple[nn.Module, Tensor, float]:
+    """A linear model of uneven weights, images of equal margin far from the box, and the eps at which they flip."""
+    weight = torch.empty(shape, dtype=torch.float64).normal_(generator=rng(7)) * torch.rand(shape, generator=rng(8))
+    x = 0.5 + 0.05 * (torch.rand(3, *shape, generator=rng(), dtype=torch.float64) - 0.5)
+    lead = (x * weight).flatten(1).sum(1)
+    x = x - lead.view(-1, *[1] * len(shape)) * weight / weight.square().sum()
+    eps = 0.05 if ball is Linf else 0.1
+    gain = ball.dual_norm(weight[None]).item()
+    return Linear(weight, bias=-eps * gain), x, eps
+
+
+def convolutional() -> tuple[nn.Module, Tensor, Tensor]:
+    """A float32 network whose losses are curved, and images with their predicted labels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 36, 5)]
+        model = nn.Sequential(*layers).eval()
+        model[0].weight.data.mul_(4)
+    x = 0.3 + 0.4 * torch.rand(8, 1, 8, 8, generator=rng())
+    return model, x, model(x).argmax(1)
 
 
 class Counted(nn.Module):

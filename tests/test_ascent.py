@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from advcourse.ascent import Slope, State, Verdict, ZeroGradient, ascend
+from advcourse.ascent import Slope, State, Verdict, ZeroGradient, ascend, follow
 from advcourse.threat import L2, Ball, Linf
 
 from .helpers import BALLS, rng
@@ -137,3 +137,67 @@ def test_states_are_never_written_again() -> None:
     for state, copies in kept:
         for name, value in copies.items():
             assert torch.equal(getattr(state, name), value), (state.step, name)
+
+
+# Moves of any kind
+
+
+def test_a_move_is_asked_about_the_images_that_are_left_and_where_it_goes_is_taken() -> None:
+    yes, no = True, False
+    scene = Landscape([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]], [[no, no, no], [no, yes, no], [no, no, no]])
+    asked: list[tuple[int, list[int], list[float], list[float]]] = []
+
+    def move(step: int, rows: Tensor, points: Tensor, slope: Slope) -> Tensor:
+        assert len(slope.gradient) == len(slope.fooled) == len(rows)
+        asked.append((step, rows.tolist(), points[:, 0].tolist(), slope.loss.tolist()))
+        return points + 10 ** (step + 1) + rows[:, None]
+
+    states = list(follow(scene.gradient, move, X, 2, judge=scene.judge))
+    assert asked == [(0, [0, 1, 2], [0.5] * 3, [1.0, 2.0, 3.0]), (1, [0, 2], [10.5, 12.5], [4.0, 6.0])]
+    assert states[-1].x[:, 0].tolist() == [110.5, 11.5, 114.5]  # no ball, no box: that is the move's business
+    assert [state.step for state in states] == [0, 1, 2]
+
+
+def test_a_climb_says_how_much_of_it_is_left() -> None:
+    class Watched(Linf):
+        left: list[float] = []  # noqa: RUF012
+
+        @classmethod
+        def stride(cls, gradient: Tensor, points: Tensor, left: float) -> Tensor:
+            cls.left.append(left)
+            return gradient.sign()
+
+    list(ascend(Landscape([[0.0] * 3] * 4).gradient, Watched(0.5), X, 4, 0.1))
+    assert Watched.left == [0.75, 0.5, 0.25, 0.0]
+    Watched.left.clear()
+    list(ascend(Landscape([[0.0] * 3]).gradient, Watched(0.5), X, 1, 0.1))
+    assert Watched.left == [0.0]
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, None])
+def test_steps_are_counted_from_one(steps: object) -> None:
+    def move(step: int, rows: Tensor, points: Tensor, slope: Slope) -> Tensor:
+        return points
+
+    for climb in (
+        follow(Landscape([[0.0] * 3]).gradient, move, X, steps),  # type: ignore[arg-type]
+        ascend(Landscape([[0.0] * 3]).gradient, Linf(0.1), X, steps, 0.1),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ValueError, match="steps must be an integer >= 1"):
+            next(climb)
+
+
+@pytest.mark.parametrize("size", [-0.1, float("nan"), None])
+def test_a_step_has_a_length(size: object) -> None:
+    with pytest.raises(ValueError, match="step_size must be a finite number >= 0"):
+        list(ascend(Landscape([[0.0] * 3]).gradient, Linf(0.1), X, 1, size))  # type: ignore[arg-type]
+
+
+def test_images_that_are_done_are_not_warned_about() -> None:
+    def flat(points: Tensor, owner: Tensor) -> Slope:
+        steep = torch.ones_like(points) * (owner > 0)[:, None]
+        return Slope(torch.zeros(len(points)).double(), owner == 0, steep)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(ascend(flat, L2(0.1), X, 5, 0.1, judge=flat))

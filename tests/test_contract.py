@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from advcourse.attacks import FGSM, PGD, Attack
+from advcourse.attacks import APGD, FGSM, PGD, Attack, CarliniWagner, DeepFool
 from advcourse.contract import check_number, evaluating
-from advcourse.goals import Targeted, Untargeted
+from advcourse.goals import Targeted, Toward, Untargeted, dlr, margin
 from advcourse.threat import L2, Linf
 
 from .helpers import images, network, rng, seeds, shapes
 
-ATTACKS = [FGSM(Linf(0.1)), PGD(L2(0.3), steps=3, restarts=2)]
+ATTACKS = [
+    FGSM(Linf(0.1)),
+    PGD(L2(0.3), steps=3, restarts=2),
+    APGD(L2(0.3), steps=3, restarts=2, loss=dlr, targets=9),
+    CarliniWagner(steps=3, search_steps=2, step_size=0.1, initial_c=1.0),
+    DeepFool(steps=3),
+]
+UNFINISHED = [
+    *ATTACKS[:-1],
+    pytest.param(ATTACKS[-1], marks=pytest.mark.xfail(strict=True, reason="not passed on by nearest_face")),
+]
 attacks = st.sampled_from(ATTACKS)
 X, Y = images(4, (5,)), torch.tensor([0, 1, 2, 0])
 MODEL = network((5,))
@@ -99,7 +110,32 @@ def test_one_bad_value_anywhere_is_found(
 def test_unusable_labels_are_refused(
     attack: Attack, goal: Callable[[Any], Any], y: Any, words: tuple[str, ...]
 ) -> None:
+    if isinstance(attack, DeepFool) and goal is Targeted and "0..2" in words:
+        words = ("untargeted",)
     refused(attack, MODEL, X, goal(y), *words)
+
+
+@pytest.mark.xfail(strict=True, reason="the source of Toward is not checked")
+@pytest.mark.parametrize("attack", [PGD(Linf(0.1)), APGD(Linf(0.1), 3), CarliniWagner(3, 2)])
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (Y[:3], ("(4,)", "(3,)")),
+        (Y.float(), ("int64", "float32")),
+        (Y - 5, ("0..K-1", "-5")),
+        (Y + 1, ("0..2", "3")),
+    ],
+)
+def test_an_unusable_source_is_refused(attack: Attack, source: Any, words: tuple[str, ...]) -> None:
+    refused(attack, MODEL, X, Toward((Y + 1) % 3, source=source), *words)
+
+
+@pytest.mark.parametrize("attack", [PGD(Linf(0.1), loss=margin), APGD(Linf(0.1), 3, loss=margin), CarliniWagner(3, 2)])
+def test_a_direction_may_be_given(attack: Attack) -> None:
+    source = MODEL(X).argmax(1)
+    with torch.inference_mode():
+        found = attack(MODEL, X, Toward((Y + 1) % 3, source=source.clone()))
+    assert found.shape == X.shape
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -120,7 +156,7 @@ def test_unusable_answers_are_refused(attack: Attack, model: Any, words: tuple[s
     refused(attack, model, X, Y, *words)
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", UNFINISHED)
 @pytest.mark.parametrize(
     "model",
     [
@@ -147,7 +183,7 @@ def test_integer_logits_are_refused(attack: Attack) -> None:
     refused(attack, lambda z: (MODEL(z) * 100).long(), X, Y, "int64")
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", UNFINISHED)
 def test_a_gradient_that_is_not_a_number_is_refused(attack: Attack) -> None:
     # The square root's slope at 0 is infinite, and infinity times zero is NaN: no direction at all.
     x = X.clone()
@@ -155,12 +191,30 @@ def test_a_gradient_that_is_not_a_number_is_refused(attack: Attack) -> None:
     refused(attack, lambda z: MODEL(z) + (0 * z[:, :1]).sqrt(), x, MODEL(x).argmax(1), "NaN", "gradient")
 
 
-@pytest.mark.parametrize("attack", [FGSM(Linf(0.1)), PGD(Linf(0.1), steps=3), PGD(Linf(0.1), 3, random_start=False)])
+OTHER_PRECISION = pytest.mark.xfail(strict=True, reason="states mix the two precisions")
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        FGSM(Linf(0.1)),
+        PGD(Linf(0.1), steps=3),
+        PGD(Linf(0.1), 3, random_start=False),
+        CarliniWagner(20, 3, 0.1, 1.0),
+        pytest.param(APGD(Linf(0.1), 3), marks=OTHER_PRECISION),
+        pytest.param(APGD(L2(0.1), 3, loss=dlr, targets=9, restarts=2), marks=OTHER_PRECISION),
+        pytest.param(DeepFool(), marks=OTHER_PRECISION),
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_may_answer_in_another_precision(attack: Attack, dtype: torch.dtype) -> None:
-    found = attack(lambda z: MODEL(z).to(dtype), X, Y)
-    assert found.dtype == X.dtype
-    assert not torch.equal(found, X)
+    labels = MODEL(X).argmax(1)
+    labels[0] = (labels[0] + 1) % 3  # fooled from the start
+    for state in attack.iterates(lambda z: MODEL(z).to(dtype), X, labels):
+        for name, value in vars(state).items():
+            if isinstance(value, Tensor):
+                assert value.dtype in (X.dtype, torch.bool), name
+    assert not torch.equal(state.best, X)
 
 
 @pytest.mark.parametrize("value", [-1, 0, 1.5, "3", None, True, math.nan, math.inf, [1]])
@@ -317,8 +371,9 @@ def test_an_attack_started_under_one_grad_mode_goes_on_under_another() -> None:
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_the_input_is_neither_changed_nor_returned(attack: Attack) -> None:
-    for eps in 0.0, 0.1:
-        variant = type(attack)(type(attack.ball)(eps))  # type: ignore[attr-defined, call-arg]
+    balls = [{"ball": type(attack.ball)(eps)} for eps in (0.0, 0.1)] if hasattr(attack, "ball") else [{}]
+    for change in balls:
+        variant = replace(attack, **change)  # type: ignore[type-var]
         for labels in Y, (MODEL(X).argmax(1) + 1) % 3:  # the second: all fooled already
             x, y = X.clone().requires_grad_(), labels.clone()
             found = variant(MODEL, x, y)

@@ -1,17 +1,23 @@
+import hashlib
 import importlib.util
 import io
 import lzma
+import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.datasets import CIFAR10
+from torchvision.models import get_model_weights
 
 from advcourse import data
-from advcourse.data import FASHION_CLASSES, FASHION_MEAN, FASHION_STD, fashion_mnist, interleaved
+from advcourse.data import FASHION_CLASSES, FASHION_MEAN, FASHION_STD, cifar10, fashion_mnist, imagenet_folder
 from advcourse.files import sha256
 
 from .helpers import rng, tiny, write_tiny
@@ -25,6 +31,7 @@ def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield
     data._everything.cache_clear()
+    data._cifar10.cache_clear()
 
 
 @pytest.mark.parametrize("split", SIZES)
@@ -185,28 +192,34 @@ def test_damaged_full_data_says_which_file(tmp_path: Path, packed: bool, damage:
         fashion_mnist("test", root=root)
 
 
-def test_interleaving_takes_the_first_of_each_class_in_turn() -> None:
+@pytest.fixture
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_subset", Path(__file__).parents[1] / "tools" / "make_subset.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_interleaving_takes_the_first_of_each_class_in_turn(tool: ModuleType) -> None:
     labels = np.repeat(np.arange(10), 3)[::-1].copy()
     images = np.arange(30)
-    taken, classes = interleaved(images, labels, 2)
+    taken, classes = tool.interleaved(images, labels, 2)
     assert classes.tolist() == [*range(10)] * 2
     assert taken.tolist() == [27 - 3 * c for c in range(10)] + [28 - 3 * c for c in range(10)]
 
 
 @pytest.mark.skipif(not data.DEBIAN.is_dir(), reason="needs the package dataset-fashion-mnist")
-def test_the_bundled_images_are_the_tool_s_subset_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = importlib.util.spec_from_file_location("make_subset", Path(__file__).parents[1] / "tools" / "make_subset.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+def test_the_bundled_images_are_the_tool_s_subset_of_the_whole(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for split, size in ("train", 60_000), ("test", 10_000):
         images, labels = data._everything(split, None)
         assert images.shape == (size, 28, 28)
         bundled = data._bundled(split)
-        for ours, theirs in zip(
-            bundled, interleaved(images.numpy(), labels.numpy(), tool.PER_CLASS[split]), strict=True
-        ):
+        subset = tool.interleaved(images.numpy(), labels.numpy(), tool.PER_CLASS[split])
+        for ours, theirs in zip(bundled, subset, strict=True):
             assert np.array_equal(ours.numpy(), theirs)
     # Packing the training images again takes long and shows nothing more.
     monkeypatch.setattr(tool, "PER_CLASS", {"test": tool.PER_CLASS["test"]})
@@ -215,3 +228,184 @@ def test_the_bundled_images_are_the_tool_s_subset_of_the_whole(tmp_path: Path, m
     packed = (tmp_path / "fashion_mnist" / "test.npy.xz").read_bytes()
     assert sha256(packed) == data.SUBSET["test"]
     assert np.load(io.BytesIO(lzma.decompress(packed))).shape == (2000, 28, 28)
+
+
+# CIFAR-10, in miniature
+
+
+def write_cifar(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Tensor, Tensor]]:
+    """Batches as they are distributed, which torchvision takes for whole; what is in them, for each split."""
+    files = {}
+    for name in ("data_batch_1", "data_batch_2", "test_batch"):
+        content = np.random.default_rng(len(files)).integers(0, 256, (20, 3 * 32 * 32), dtype=np.uint8)
+        files[name] = {"data": content, "labels": [(7 * i + len(files)) % 10 for i in range(20)]}
+    names = {"label_names": list("abcdefghij")}
+    home = folder / "cifar-10-batches-py"
+    home.mkdir(parents=True)
+    sums = {}
+    for name, content in {**files, "batches.meta": names}.items():
+        (home / name).write_bytes(pickle.dumps(content))
+        sums[name] = hashlib.md5((home / name).read_bytes()).hexdigest()
+    splits = {"train": ["data_batch_1", "data_batch_2"], "test": ["test_batch"]}
+    for split, members in splits.items():
+        monkeypatch.setattr(CIFAR10, f"{split}_list", [[name, sums[name]] for name in members])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": sums["batches.meta"]})
+    return {
+        split: (
+            torch.cat([torch.from_numpy(files[name]["data"]).view(-1, 3, 32, 32) for name in members]),
+            torch.tensor([label for name in members for label in files[name]["labels"]]),
+        )
+        for split, members in splits.items()
+    }
+
+
+@pytest.mark.parametrize("split", SIZES)
+def test_cifar10_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str) -> None:
+    images, labels = write_cifar(tmp_path, monkeypatch)[split]
+    x, y = cifar10(split, root=tmp_path)
+    assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
+    assert x.is_contiguous()
+    assert torch.equal(x, images.float() / 255)  # as they are: channels first
+    assert torch.equal(y, labels)
+    assert torch.equal(cifar10(split, n=7, root=str(tmp_path))[0], x[:7])
+    x.zero_()
+    assert cifar10(split, root=tmp_path)[0].any()
+
+
+def test_cifar10_selects_as_fashion_mnist_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cifar(tmp_path, monkeypatch)
+    whole, labels = cifar10("train", root=tmp_path)
+    x, y = cifar10("train", n=5, classes=[3, 8], root=tmp_path)
+    kept = (labels == 3) | (labels == 8)
+    assert torch.equal(x, whole[kept][:5])
+    assert torch.equal(y, labels[kept][:5])
+    drawn, classes = cifar10("train", n=30, generator=rng(1), root=tmp_path)
+    known = dict(zip(fingerprints(whole), labels.tolist(), strict=True))
+    assert len(set(fingerprints(drawn))) == 30
+    assert [known[image] for image in fingerprints(drawn)] == classes.tolist()
+    assert not torch.equal(drawn, whole[:30])
+    with pytest.raises(ValueError, match=r'"train" or "test", got'):
+        cifar10("validation", root=tmp_path)
+    with pytest.raises(ValueError, match=r"integer in 1\.\.40 .*, got 41$"):
+        cifar10("train", n=41, root=tmp_path)
+    with pytest.raises(ValueError, match=r"classes must be some of 0\.\.9, got \[10\]"):
+        cifar10("train", classes=[10], root=tmp_path)
+
+
+def test_cifar10_lies_in_the_user_s_cache_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, _ = write_cifar(tmp_path / "cache" / "advcourse", monkeypatch)["test"]
+    assert torch.equal(cifar10("test")[0], images.float() / 255)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-9])])
+def test_cifar10_that_is_missing_or_damaged_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: object
+) -> None:
+    write_cifar(tmp_path, monkeypatch)
+    damage(tmp_path / "cifar-10-batches-py" / "data_batch_2")  # type: ignore[operator]
+    for root in tmp_path, tmp_path / "nowhere", None:
+        with pytest.raises(FileNotFoundError, match=r"could not be had from .*download=True.*root="):
+            cifar10("train", root=root)
+
+
+def test_cifar10_is_downloaded_only_when_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
+    with pytest.raises(FileNotFoundError, match="no network"):
+        cifar10("test", root=tmp_path, download=True)
+    with pytest.raises(FileNotFoundError, match="not found or corrupted"):
+        cifar10("test", root=tmp_path)
+    monkeypatch.setattr(CIFAR10, "download", lambda dataset: write_cifar(Path(dataset.root), monkeypatch))
+    assert len(cifar10("test", root=tmp_path, download=True)[0]) == 20
+
+
+# A folder of pictures for each class
+
+
+def write_folder(root: Path) -> Path:
+    """Three, one and two pictures of classes a, b and c, of one colour each: red is the class, green the number."""
+    for label, (name, number) in enumerate({"a": 3, "b": 1, "c": 2}.items()):
+        (root / name).mkdir(parents=True)
+        for i in range(number):
+            Image.new("RGB", (40, 30), (80 * label, 60 * i, 0)).save(root / name / f"{i}.JPEG", quality=95)
+    return root
+
+
+def read(x: Tensor, y: Tensor) -> list[tuple[int, int]]:
+    """Class and number of each image, from its colour; the class must be its label."""
+    colours = (x.mean((2, 3)) * 255 / torch.tensor([80, 60, 1])).round().long()
+    assert colours[:, 0].tolist() == y.tolist()
+    return [(red, green) for red, green, _ in colours.tolist()]
+
+
+@pytest.mark.parametrize("below", ["", "val"])
+def test_a_folder_s_classes_take_turns(tmp_path: Path, below: str) -> None:
+    write_folder(tmp_path / below)
+    x, y = imagenet_folder(tmp_path, size=8, resize=9)
+    assert (x.shape, x.dtype, y.dtype) == ((6, 3, 8, 8), torch.float32, torch.int64)
+    order = [(0, 0), (1, 0), (2, 0), (0, 1), (2, 1), (0, 2)]
+    assert read(x, y) == order
+    assert read(*imagenet_folder(str(tmp_path), n=4, size=8, resize=9)) == order[:4]
+    drawn = read(*imagenet_folder(tmp_path, n=5, generator=rng(1), size=8, resize=9))
+    assert len(set(drawn)) == 5
+    assert drawn != order[:5]
+    assert drawn == read(*imagenet_folder(tmp_path, n=5, generator=rng(1), size=8, resize=9))
+
+
+def test_val_is_preferred_to_its_neighbours(tmp_path: Path) -> None:
+    for name in "train", "val":
+        write_folder(tmp_path / name)
+    (tmp_path / "train" / "a" / "0.JPEG").unlink()
+    x, y = imagenet_folder(tmp_path, n=1, size=8, resize=9)
+    assert read(x, y) == [(0, 0)]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "inception_v3"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_pictures_are_resized_and_cropped_as_the_weights_say(tmp_path: Path, name: str, mode: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise).resize((700, 500)).convert(mode)
+    (tmp_path / "a").mkdir()
+    picture.save(tmp_path / "a" / "0.png")
+    transforms = get_model_weights(name)["IMAGENET1K_V1"].transforms()
+    x, _ = imagenet_folder(tmp_path, size=transforms.crop_size[0], resize=transforms.resize_size[0])
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (transforms.mean, transforms.std))
+    torch.testing.assert_close((x[0] - mean) / std, transforms(picture.convert("RGB")))
+
+
+def test_only_the_chosen_pictures_are_read_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    path = write_folder(tmp_path) / "c" / "0.JPEG"
+    whole = path.read_bytes()
+    Image.open(path).save(path, "PNG")  # Pillow goes by the content
+    png = path.read_bytes()
+    short_header, short_data = (png[:byte] + b"\x05" + png[byte + 1 :] for byte in (11, 36))  # lengths
+    for damaged in b"", b"<html>", whole[: len(whole) // 2], whole[:-20], short_header, short_data:
+        path.write_bytes(damaged)
+        assert len(imagenet_folder(tmp_path, n=2, size=8, resize=9)[1]) == 2
+        with pytest.raises(ValueError, match=r"c/0\.JPEG cannot be read as an image \(.*replace or remove it"):
+            imagenet_folder(tmp_path, n=3, size=8, resize=9)
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not hold a folder of images for each class"):
+        imagenet_folder(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"does not hold .*any class folder"):
+        imagenet_folder(tmp_path)
+    write_folder(tmp_path)
+    (tmp_path / "d").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"does not hold .*the classes d\."):
+        imagenet_folder(tmp_path)
+
+
+def test_an_impossible_choice_of_pictures_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    for n in 0, 7, 1.5, True:
+        with pytest.raises(ValueError, match=r"integer in 1\.\.6 .*, got "):
+            imagenet_folder(tmp_path, n=n)  # type: ignore[arg-type]
+    for size in 0, 257:
+        with pytest.raises(ValueError, match=rf"size must be in 1\.\.256, .* got {size}"):
+            imagenet_folder(tmp_path, size=size)

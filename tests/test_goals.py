@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from advcourse.goals import REFUSED, Goal, Loss, Targeted, Untargeted, cross_entropy, logit, margin
+from advcourse.goals import REFUSED, Goal, Loss, Targeted, Toward, Untargeted, cross_entropy, dlr, logit, margin
 
 from .helpers import rng, seeds
 
 GOALS = [Untargeted, Targeted]
 goals = st.sampled_from(GOALS)
 classes = st.sampled_from([2, 3, 10, 1000])
-shift_invariant = st.sampled_from([cross_entropy, margin, partial(margin, kappa=0.0)])
+shift_invariant = st.sampled_from([cross_entropy, margin, partial(margin, kappa=0.0), dlr])
 
 
 def answers(n: int, k: int, seed: int, size: float = 3.0) -> tuple[Tensor, Tensor]:
@@ -99,7 +99,7 @@ def test_climbing_a_loss_brings_the_goal_closer(loss: Loss, goal: type[Goal], k:
     assert (change > 0).all()
 
 
-@pytest.mark.parametrize("loss", [cross_entropy, margin, logit])
+@pytest.mark.parametrize("loss", [cross_entropy, margin, logit, dlr])
 @pytest.mark.parametrize("goal", GOALS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_saturated_logits_give_finite_losses_and_gradients(loss: Loss, goal: type[Goal], dtype: torch.dtype) -> None:
@@ -115,3 +115,121 @@ def test_margin_s_kappa_is_infinite_unless_given() -> None:
     logits = torch.tensor([[0.0, 1e30]])
     assert torch.equal(margin(logits, Untargeted(torch.tensor([0]))), torch.tensor([1e30]))
     assert margin(logits, Untargeted(torch.tensor([0])), kappa=math.inf).item() > 1e29
+
+
+# The difference of logits ratio
+
+
+def ratio(z: list[float], y: int, targeted: bool) -> float:
+    """dlr for one image, as the paper writes it."""
+    down, rival = sorted(z, reverse=True), max(z[j] for j in range(len(z)) if j != y)
+    lead = z[y] - rival if targeted else rival - z[y]
+    if len(z) == 2:
+        return lead
+    return lead / (down[0] - ((down[2] + down[3]) / 2 if targeted and len(z) > 3 else down[2]))
+
+
+@given(goals, st.sampled_from([2, 3, 4, 5, 10]), seeds)
+def test_dlr_is_the_paper_s(goal: type[Goal], k: int, seed: int) -> None:
+    logits, labels = answers(20, k, seed)
+    expected = [ratio(z, y, goal is Targeted) for z, y in zip(logits.tolist(), labels.tolist(), strict=True)]
+    torch.testing.assert_close(dlr(logits, goal(labels)), torch.tensor(expected).double())
+
+
+@given(
+    goals, st.sampled_from([3, 4, 10, 1000]), seeds, st.sampled_from([1e-6, 0.3, 1e6]), st.sampled_from([-5.0, 40.0])
+)
+def test_dlr_knows_no_scale_and_no_shift(goal: type[Goal], k: int, seed: int, scale: float, shift: float) -> None:
+    logits, labels = answers(20, k, seed)
+    wanted = goal(labels)
+    torch.testing.assert_close(dlr(scale * logits + scale * shift, wanted), dlr(logits, wanted), atol=1e-7, rtol=1e-7)
+
+
+@given(goals, classes, seeds)
+def test_dlr_is_positive_exactly_when_fooled(goal: type[Goal], k: int, seed: int) -> None:
+    logits, labels = answers(50, k, seed)
+    labels[::2] = logits.argmax(1)[::2]
+    value = dlr(logits, goal(labels))
+    assert torch.equal(value > 0, goal(labels).fooled(logits.argmax(1)))
+    if goal is Untargeted and k > 2:
+        assert (value >= -1).all()
+
+
+def test_dlr_of_two_classes_is_the_margin() -> None:
+    # The ratio would be -1 or 1 everywhere, without a slope.
+    logits, labels = answers(20, 2, 0)
+    for goal in GOALS:
+        assert torch.equal(dlr(logits, goal(labels)), margin(logits, goal(labels)))
+
+
+@pytest.mark.parametrize("goal", GOALS)
+@pytest.mark.parametrize("k", [2, 3, 4, 10])
+@pytest.mark.parametrize("kind", ["flat", "two equal", "three equal", "all but one"])
+def test_dlr_of_ties_is_finite_and_so_is_its_gradient(goal: type[Goal], k: int, kind: str) -> None:
+    logits = {
+        "flat": torch.zeros(k),
+        "two equal": torch.arange(k).float().clamp_max(k - 2),
+        "three equal": torch.arange(k).float().clamp_max(max(k - 3, 0)),
+        "all but one": torch.eye(k)[0],
+    }[kind]
+    for label in range(k):
+        z = logits.double()[None].clone().requires_grad_()
+        value = dlr(z, goal(torch.tensor([label])))
+        (gradient,) = torch.autograd.grad(value.sum(), z)
+        assert torch.isfinite(value).all()
+        assert torch.isfinite(gradient).all()
+
+
+RULED_OUT = pytest.mark.xfail(strict=True, reason="the spread is infinite then: 0, or -inf / inf")
+
+
+@pytest.mark.parametrize(
+    ("goal", "k"),
+    [
+        (Untargeted, 3),
+        (Untargeted, 4),
+        (Targeted, 4),
+        pytest.param(Untargeted, 2, marks=RULED_OUT),
+        pytest.param(Targeted, 2, marks=RULED_OUT),
+        pytest.param(Targeted, 3, marks=RULED_OUT),
+    ],
+)
+def test_dlr_leaves_out_classes_that_are_ruled_out(goal: type[Goal], k: int) -> None:
+    logits, labels = answers(20, k, 0)
+    masked = torch.cat([logits, torch.full((20, 3), -math.inf).double()], 1)
+    torch.testing.assert_close(dlr(masked, goal(labels)), dlr(logits, goal(labels)))
+
+
+# One direction, any success
+
+
+@given(st.sampled_from([2, 3, 10]), seeds)
+def test_toward_is_targeted_in_its_losses_and_untargeted_in_its_success(k: int, seed: int) -> None:
+    logits, labels = answers(20, k, seed)
+    source = (labels + 1 + torch.randint(k - 1, (20,), generator=rng(seed))) % k
+    goal = Toward(labels, source=source)
+    predicted = logits.argmax(1)
+    assert torch.equal(goal.fooled(predicted), Untargeted(source).fooled(predicted))
+    rows = torch.randperm(20, generator=rng(seed))[:7]
+    assert isinstance(goal[rows], Toward)
+    assert torch.equal(goal[rows].labels, labels[rows])
+    assert torch.equal(goal[rows].source, source[rows])
+    i = torch.arange(20)
+    lead = logits[i, labels] - logits[i, source]
+    torch.testing.assert_close(margin(logits, goal), lead)
+    assert torch.equal(cross_entropy(logits, goal), cross_entropy(logits, Targeted(labels)))
+    if k == 10:
+        down = logits.sort(1, descending=True).values
+        torch.testing.assert_close(dlr(logits, goal), lead / (down[:, 0] - (down[:, 2] + down[:, 3]) / 2))
+
+
+def test_a_refused_answer_is_no_success_for_toward() -> None:
+    assert not Toward(torch.arange(5), source=torch.arange(5) + 1).fooled(torch.full((5,), REFUSED)).any()
+
+
+def test_rivals_are_all_other_classes_or_the_source() -> None:
+    logits = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    labels, inf = torch.tensor([2, 0]), math.inf
+    for goal in Untargeted(labels), Targeted(labels):
+        assert goal.rivals(logits).tolist() == [[1.0, 2.0, -inf], [-inf, 5.0, 6.0]]
+    assert Toward(labels, source=torch.tensor([1, 2])).rivals(logits).tolist() == [[2.0], [6.0]]

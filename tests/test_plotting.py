@@ -76,6 +76,27 @@ def test_a_path_goes_through_its_points_and_its_arrow_ends_at_the_last_move() ->
     assert len(ax.texts) == 1  # nothing moved, so no arrow
 
 
+def test_a_landscape_rises_to_the_right_where_the_loss_rises_with_a() -> None:
+    a, b = torch.meshgrid(torch.linspace(-1, 1, 11), torch.linspace(-1, 1, 11), indexing="ij")
+    figure, ax = plt.subplots()
+    plotting.landscape(ax, a + 0.1 * b, radius=0.2, label="margin", boundary=True)
+    bar = figure.axes[1]
+    assert bar.get_ylabel() == "margin"
+    assert ("a, " in ax.get_xlabel(), "b, " in ax.get_ylabel()) == (True, True)
+    assert ax.get_xlim() == pytest.approx((-0.2, 0.2))
+    line = ax.collections[-1].get_paths()[0].vertices  # the level 0: a = -b / 10, nearly upright
+    assert abs(line[:, 0]).max() == pytest.approx(0.02, abs=1e-3)
+    assert abs(line[:, 1]).max() == pytest.approx(0.2)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["fooled beyond this line"]
+
+
+def test_a_landscape_without_a_boundary_has_no_legend() -> None:
+    for losses, boundary in (torch.rand(5, 5), True), (torch.randn(5, 5), False), (torch.zeros(5, 5), False):
+        _, ax = plt.subplots()
+        plotting.landscape(ax, losses, 0.1, boundary=boundary)
+        assert ax.get_legend() is None
+
+
 def test_the_style_is_one_that_matplotlib_knows() -> None:
     with plt.rc_context():
         plotting.use_style()

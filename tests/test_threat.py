@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from advcourse.threat import L1, L2, Ball, Linf
+from advcourse.threat import L1, L2, Ball, Linf, open_part
 
 from .helpers import BALLS, balls, images, rng, seeds, shapes
 
@@ -15,7 +15,7 @@ spreads = st.sampled_from([1e-3, 0.1, 1.0, 30.0])
 dtypes = st.sampled_from([torch.float32, torch.float64])
 
 
-def slow_projection(ball: Ball, x: Tensor, center: Tensor) -> Tensor:
+def slow_projection(ball: Ball, x: Tensor, center: Tensor, box: tuple[float, float] = (0.0, 1.0)) -> Tensor:
     """The nearest allowed point by bisection on the Lagrange multiplier of the norm, in float64."""
     x, center = x.double(), center.double()
     delta = (x - center).flatten(1)
@@ -27,7 +27,7 @@ def slow_projection(ball: Ball, x: Tensor, center: Tensor) -> Tensor:
             change = delta * (1 - shrink)
         else:
             change = delta.sign() * (delta.abs() - shrink * delta.abs().amax(1, keepdim=True)).clamp_min(0)
-        return (center.flatten(1) + change).clamp(0, 1)
+        return (center.flatten(1) + change).clamp(*box)
 
     low, high = torch.zeros(len(x), 1).double(), torch.ones(len(x), 1).double()
     inside = ball.norm(moved(low) - center.flatten(1))[:, None] <= ball.eps
@@ -215,3 +215,122 @@ def test_half_precision_neither_overflows_nor_drowns(ball: Ball, dtype: torch.dt
         # bfloat16 rounds away what L1 does to a single feature, but must not make up more.
         length = ball.norm(x.float() - center).item()
         assert 0.5 * ball.eps < length < 1.05 * ball.eps
+
+
+# The stride of a climb
+
+
+@given(balls, shapes, seeds, st.sampled_from([0.0, 0.3, 1.0]))
+def test_a_stride_has_length_one_and_leaves_out_what_cannot_move(
+    ball: type[Ball], shape: tuple[int, ...], seed: int, left: float
+) -> None:
+    x = images(4, shape, seed)
+    gradient = points(torch.zeros_like(x), 1.0, seed)
+    gradient[0] = 0
+    kept = gradient.clone()
+    step, free = ball.stride(gradient, x, left), open_part(gradient, x)
+    assert torch.equal(gradient, kept)
+    can_move = (free != 0).flatten(1).any(1)
+    length = ball.norm(step if ball is Linf else step.where(free != 0, 0))
+    torch.testing.assert_close(length[can_move], torch.ones(4).double()[can_move])
+    assert torch.equal(step[0], torch.zeros_like(step[0]))
+    if ball is not Linf:  # whose projection takes such steps back
+        assert torch.equal(step.where(free == 0, 0), torch.zeros_like(step))
+    assert (step * gradient >= 0).all()
+    if left == 0 or ball is not L1:
+        torch.testing.assert_close(step.where(free != 0, 0), ball.steepest(free))
+
+
+@pytest.mark.parametrize(
+    ("left", "features"), [(0.0, 1), (0.001, 1), (0.04, 1), (0.09, 2), (0.101, 3), (0.499, 10), (0.999, 20)]
+)
+def test_an_l1_stride_is_shared_by_the_largest_gradients_in_proportion(left: float, features: int) -> None:
+    gradient = torch.randn(3, 10, 20, generator=rng(), dtype=torch.float64)
+    step = L1.stride(gradient, torch.full((3, 10, 20), 0.5), left).flatten(1)
+    size = gradient.flatten(1).abs()
+    chosen = step != 0
+    assert (chosen.sum(1) == features).all()
+    largest = size.topk(features, dim=1)
+    assert chosen.gather(1, largest.indices).all()
+    share = largest.values / largest.values.sum(1, keepdim=True)
+    torch.testing.assert_close(step.gather(1, largest.indices).abs(), share)
+    assert (step.sign() == gradient.flatten(1).sign().where(chosen, 0)).all()
+
+
+def test_an_l1_stride_of_few_slopes_is_shared_by_them_alone() -> None:
+    gradient = torch.zeros(2, 100)
+    gradient[1, 3], gradient[1, 70] = 3e-38, -1e-38
+    step = L1.stride(gradient, torch.full((2, 100), 0.5), 1.0)
+    assert not step[0].any()
+    assert step[1].count_nonzero() == 2
+    torch.testing.assert_close(step[1, [3, 70]], torch.tensor([0.75, -0.25]), atol=1e-3, rtol=0)
+
+
+def test_the_open_part_is_what_has_a_step_left() -> None:
+    x = torch.tensor([[0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.5, 0.5, 1e-9]])
+    gradient = torch.tensor([[-2.0, 0.0, 2.0, -2.0, 0.0, 2.0, -2.0, 2.0, -2.0]])
+    assert open_part(gradient, x).tolist() == [[0.0, 0.0, 2.0, -2.0, 0.0, 0.0, -2.0, 2.0, -2.0]]
+
+
+# Draws
+
+
+@given(balls, shapes, seeds, dtypes)
+def test_draws_lie_in_the_unit_ball(ball: type[Ball], shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> None:
+    like = images(20, shape, seed, dtype)
+    draw = ball.draw(like, rng(seed))
+    assert (draw.shape, draw.dtype) == (like.shape, dtype)
+    assert (ball.norm(draw) <= 1 + 1e-6).all()
+    assert len({tuple(d) for d in draw.flatten(1).tolist()}) == 20
+
+
+@given(balls, radii, shapes, seeds, dtypes)
+def test_surface_samples_are_those_of_sample_moved_outward(
+    ball: type[Ball], eps: float, shape: tuple[int, ...], seed: int, dtype: torch.dtype
+) -> None:
+    center = images(20, shape, seed, dtype)
+    x = ball(eps).sample_surface(center, rng(seed))
+    assert_allowed(ball(eps), x, center)
+    direction = ball.draw(center, rng(seed))
+    moved = center + eps * direction / ball.norm(direction).view(-1, *[1] * len(shape))
+    torch.testing.assert_close(x, moved.clamp(0, 1), atol=1e-6, rtol=0)
+    middle = torch.full_like(center, 0.5)
+    far = ball(0.3).sample_surface(middle, rng(seed)) - middle
+    torch.testing.assert_close(ball.norm(far), torch.full((20,), 0.3, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("ball", [Linf(0.1), L2(3.0), L1(100.0)], ids=repr)
+def test_surface_samples_survive_half_precision(ball: Ball, dtype: torch.dtype) -> None:
+    center = torch.full((1, 3, 224, 224), 0.5, dtype=dtype)
+    x = ball.sample_surface(center, rng())
+    assert x.dtype == dtype
+    assert 0.5 * ball.eps < ball.norm(x.float() - 0.5).item() < 1.05 * ball.eps
+
+
+# Other boxes
+
+
+@given(balls, radii, shapes, spreads, seeds, st.sampled_from([(-1.0, 1.0), (-0.2, 0.4), (0.0, 1.0)]))
+def test_projection_into_another_box_is_allowed_and_nearest(
+    ball: type[Ball], eps: float, shape: tuple[int, ...], spread: float, seed: int, box: tuple[float, float]
+) -> None:
+    center = images(4, shape, seed) * (box[1] - box[0]) + box[0]
+    x = points(center, spread, seed + 1)
+    nearest = ball(eps).project(x, center, box=box)
+    assert nearest.min() >= box[0] - 1e-12
+    assert nearest.max() <= box[1] + 1e-12
+    torch.testing.assert_close(
+        nearest, slow_projection(ball(eps), x, center, box), atol=1e-12 * (1 + spread), rtol=1e-9
+    )
+    if box == (0.0, 1.0):
+        assert torch.equal(ball(eps).project(x, center), nearest)
+
+
+@pytest.mark.parametrize("ball", BALLS)
+def test_a_perturbation_is_projected_around_zero(ball: type[Ball]) -> None:
+    zero = torch.zeros(1, 6)
+    delta = torch.tensor([[-0.5, 0.5, 0.2, -0.1, 0.0, -3.0]])
+    inside = ball(0.4).project(delta, zero, box=(-1, 1))
+    assert ball.norm(inside).item() == pytest.approx(0.4)
+    assert inside.min() < 0

@@ -12,10 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from advcourse.data import fashion_mnist, interleaved
+from advcourse.data import fashion_mnist
 from advcourse.files import ASSETS, sha256, write_whole
 
 PER_CLASS = {"train": 1200, "test": 200}
+
+
+def interleaved(images: np.ndarray, labels: np.ndarray, per_class: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first `per_class` images of each class, in the order 0, 1, …, 9, 0, 1, …"""
+    rows = np.stack([np.flatnonzero(labels == c)[:per_class] for c in range(10)], axis=1).ravel()
+    return images[rows], labels[rows]
 
 
 def main(root: str | None = None) -> None:

@@ -29,9 +29,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Slope(Verdict):
-    """A verdict with the gradient of the loss (R, ...)."""
+    """A verdict with the gradient of the loss (R, ...). ``slope[rows]`` is that of some of the points."""
 
     gradient: Tensor
+
+    def __getitem__(self, rows: Tensor) -> Self:
+        return type(self)(self.loss[rows], self.fooled[rows], self.gradient[rows])
 
 
 Gradient = Callable[[Tensor, Tensor], Slope]
@@ -39,6 +42,10 @@ Gradient = Callable[[Tensor, Tensor], Slope]
 
 Judge = Callable[[Tensor, Tensor], Verdict]
 """Asked the same as a `Gradient`, it answers a `Verdict`, which is cheaper."""
+
+
+Move = Callable[[int, Tensor, Tensor, Slope], Tensor]
+"""Asked ``move(step, rows (R,), points (R, ...), slope)``, it answers the next points of images rows (R, ...)."""
 
 
 class ZeroGradient(UserWarning):
@@ -74,14 +81,16 @@ class State:
 
     def met(self, rows: Tensor, points: Tensor, verdict: Verdict, better: Tensor) -> Self:
         """The next state: images `rows` (R,) stand at `points` (R, ...), which are their best so far where `better`."""
-        best = rows[better]
-        return type(self)(
-            self.step + 1,
-            self.x.index_copy(0, rows, points),
-            self.best.index_copy(0, best, points[better]),
-            self.loss.index_copy(0, rows, verdict.loss),
-            self.success.index_copy(0, rows, verdict.fooled),
-            self.best_loss.index_copy(0, best, verdict.loss[better]),
+        part = better.nonzero().squeeze(1)
+        best = rows[part]
+        return replace(
+            self,
+            step=self.step + 1,
+            x=_put(self.x, rows, points),
+            best=_put(self.best, best, points[part]),
+            loss=_put(self.loss, rows, verdict.loss),
+            success=_put(self.success, rows, verdict.fooled),
+            best_loss=_put(self.best_loss, best, verdict.loss[part]),
         )
 
 
@@ -96,15 +105,10 @@ def ascend(
     *,
     after: State | None = None,
 ) -> Iterator[State]:
-    """Climb the loss inside the ball around x, and yield the starting point and each of the `steps` iterates.
+    """Climb the loss inside the ball around x in steps of one length; `follow` says what is done with the iterates.
 
     A step is the steepest one that the box [0, 1] leaves open. In Linf that is the sign step of the literature; in L2
     and L1 no part of the step is spent on features that cannot move.
-
-    Without a `judge` every image takes every step, `best` is the last iterate, and its loss and verdict are those
-    that the gradient met one step before: `steps` gradients and nothing else. With a `judge`, an image is done as
-    soon as it is fooled and leaves the batch, `best` is its fooled iterate or else the one of highest loss, and the
-    last iterate is judged too: at most `steps` gradients and one judgement.
 
     Args:
         gradient: what is known about a point; see `Gradient`.
@@ -112,12 +116,10 @@ def ascend(
         x: clean images (N, ...), the centres of the ball.
         steps: number of gradient steps.
         step_size: length of a step in the ball's norm.
-        start: the first iterate (N, ...), x by default.
-        judge: judges the last iterate, and makes images stop; see `Judge`.
-        after: the state of an earlier climb on the same images, to carry on from; images that it fooled are done.
+        start, judge, after: as in `follow`.
 
     Yields:
-        `State` after `State`, `steps` + 1 of them, or fewer once every image is done.
+        `State` after `State`, as `follow` does.
 
     Raises:
         ValueError: if `steps` is not a positive integer or `step_size` is negative.
@@ -133,8 +135,48 @@ def ascend(
         >>> last.x
         tensor([[0.6000, 0.6000]])
     """
-    check_number("steps", steps, 1)
     check_number("step_size", step_size, 0.0)
+
+    def move(step: int, rows: Tensor, points: Tensor, slope: Slope) -> Tensor:
+        stride = ball.stride(slope.gradient, points, left=1 - (step + 1) / steps)
+        return ball.project(points + step_size * stride, x[rows])
+
+    return follow(gradient, move, x, steps, start, judge, after=after)
+
+
+def follow(
+    gradient: Gradient,
+    move: Move,
+    x: Tensor,
+    steps: int,
+    start: Tensor | None = None,
+    judge: Judge | None = None,
+    *,
+    after: State | None = None,
+) -> Iterator[State]:
+    """Make `steps` moves from a starting point, and yield it and each iterate.
+
+    Without a `judge` every image takes every step, `best` is the last iterate, and its loss and verdict are those
+    that the gradient met one step before: `steps` gradients and nothing else. With a `judge`, an image is done as
+    soon as it is fooled and leaves the batch, `best` is its fooled iterate or else the one of highest loss, and the
+    last iterate is judged too: at most `steps` gradients and one judgement.
+
+    Args:
+        gradient: what is known about a point; see `Gradient`.
+        move: where to go from there; see `Move`.
+        x: clean images (N, ...).
+        steps: number of moves.
+        start: the first iterate (N, ...), x by default.
+        judge: judges the last iterate, and makes images stop; see `Judge`.
+        after: the state of an earlier climb on the same images, to carry on from; images that it fooled are done.
+
+    Yields:
+        `State` after `State`, `steps` + 1 of them, or fewer once every image is done.
+
+    Raises:
+        ValueError: if `steps` is not a positive integer.
+    """
+    check_number("steps", steps, 1)
     state = after or State.before(x)
     rows = (~state.success).nonzero().squeeze(1)
     if len(rows) == 0:
@@ -155,22 +197,28 @@ def ascend(
             going, better = ~met.fooled, met.fooled | ((met.loss >= state.best_loss[rows]) & (k > 0))
         state = state.met(rows, point, met, better)
         yield state
-        if k == steps or not going.any():
+        left = int(going.sum())
+        if k == steps or left == 0:
             return
-        rows, point, climb = rows[going], point[going], slope.gradient[going]
-        warned = warned or _warn_if_flat(climb, len(x), k)
-        # A feature on a face of the box has no step outward: the steepest step is sought among the others.
-        open_ = torch.where(climb > 0, point < 1, point > 0)
-        point = ball.project(point + step_size * ball.steepest(climb.where(open_, 0)), x[rows])
+        if left < len(rows):
+            rows, point, slope = rows[going], point[going], slope[going]
+        warned = warned or _warn_if_flat(slope.gradient, len(x), k)
+        point = move(k, rows, point, slope)
 
 
 def _warn_if_flat(gradient: Tensor, images: int, step: int) -> bool:
-    flat = int((gradient.flatten(1) == 0).all(1).sum())
-    if flat:
-        warnings.warn(
-            f"the gradient is exactly zero for {flat} of {images} images at step {step}: the loss is saturated there, "
-            "and failing to fool them proves nothing (try loss=margin)",
-            ZeroGradient,
-            stacklevel=3,
-        )
-    return flat > 0
+    flat = gradient.flatten(1).abs().amax(1) == 0
+    if not flat.any():
+        return False
+    warnings.warn(
+        f"the gradient is exactly zero for {int(flat.sum())} of {images} images at step {step}: the loss is "
+        "saturated there, and failing to fool them proves nothing (try loss=margin)",
+        ZeroGradient,
+        stacklevel=3,
+    )
+    return True
+
+
+def _put(old: Tensor, rows: Tensor, new: Tensor) -> Tensor:
+    # Rows are in order, so all of them are everything.
+    return new if len(rows) == len(old) else old.index_copy(0, rows, new)

@@ -72,9 +72,14 @@ def check_logits(logits: Tensor, rows: int, goal: Goal | None = None) -> Tensor:
         )
     if not (logits < math.inf).all():
         raise ValueError("the model returned NaN or infinity: look at its weights and at how it normalises")
-    if goal is not None and goal.labels.max() >= logits.shape[1]:
-        raise ValueError(f"labels must be in 0..{logits.shape[1] - 1} for this model, got {goal.labels.max()}")
+    if goal is not None and goal.largest >= logits.shape[1]:
+        raise ValueError(f"labels must be in 0..{logits.shape[1] - 1} for this model, got {goal.largest}")
     return logits
+
+
+def logits_of(model: Model, x: Tensor, goal: Goal | None = None, batch_size: int = 512) -> Tensor:
+    """The model's checked answers (N, K) for images x (N, ...), so many at a time."""
+    return torch.cat([check_logits(model(part), len(part), goal) for part in x.split(batch_size)])
 
 
 def check_number(name: str, value: float, least: float) -> None:

@@ -1,4 +1,4 @@
-"""Images to attack: a subset of Fashion-MNIST that ships with the package, and the whole of it on request."""
+"""Images to attack: a subset of Fashion-MNIST that ships with the package, the whole of it, CIFAR-10 and ImageNet."""
 
 import gzip
 import io
@@ -6,6 +6,7 @@ import lzma
 import os
 from collections.abc import Iterable
 from functools import cache
+from itertools import groupby, zip_longest
 from numbers import Integral
 from pathlib import Path
 
@@ -73,9 +74,114 @@ def fashion_mnist(
         >>> x.shape, x.dtype, y[:12].tolist()
         (torch.Size([100, 1, 28, 28]), torch.float32, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1])
     """
-    if split not in SUBSET:
+    _check_split(split)
+    everything = full or root is not None
+    images, labels = _everything(split, root) if everything else _bundled(split)
+    more = "" if everything else "; full=True has 60,000 train and 10,000 test images"
+    rows = _chosen(labels, n, generator, classes, more)
+    return images[rows, None].float() / 255, labels[rows]
+
+
+def cifar10(
+    split: str,
+    n: int | None = None,
+    classes: Iterable[int] | None = None,
+    generator: Generator | None = None,
+    root: str | Path | None = None,
+    download: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """CIFAR-10 images and labels (Krizhevsky 2009), in the order of its files: the first n are RobustBench's.
+
+    Args:
+        split: "train", 50,000 images, or "test", 10,000.
+        n: how many images; all by default.
+        classes: keep these labels only. Labels keep their numbers.
+        generator: draws the images at random, without replacement, in place of the first ones.
+        root: folder that holds cifar-10-batches-py; by default, one in the user's cache.
+        download: fetch the files into root unless they are there.
+
+    Returns:
+        Images, float32 (n, 3, 32, 32) in [0, 1], and labels, int64 (n,).
+
+    Raises:
+        ValueError: for an unknown split or class, or an n that is not in 1..available.
+        FileNotFoundError: if a file is missing or damaged; the message says how to get it.
+    """
+    _check_split(split)
+    images, labels = _cifar10(split, root, download)
+    rows = _chosen(labels, n, generator, classes)
+    return images[rows].float() / 255, labels[rows]
+
+
+def imagenet_folder(
+    root: str | Path, n: int | None = None, generator: Generator | None = None, size: int = 224, resize: int = 256
+) -> tuple[Tensor, Tensor]:
+    """Images from a folder that holds one folder for each class, as ImageNet's validation set is kept.
+
+    Classes are numbered in the order of their folders' names. So the labels are those of ImageNet's networks if all
+    1,000 folders are there. The order runs through the classes, as far as each has images left, and only the images
+    that are asked for are read.
+
+    Args:
+        root: the folder of class folders, or what holds it under the name of val.
+        n: how many images; all by default.
+        generator: draws the images at random, without replacement, in place of the first ones.
+        size: height and width of the square that is cut from the middle.
+        resize: length to which the shorter side is brought before, bilinearly. The weights of
+            `advcourse.models.torchvision` say which size and resize they expect.
+
+    Returns:
+        Images, float32 (n, 3, size, size) in [0, 1], and labels, int64 (n,).
+
+    Raises:
+        ValueError: for an n that is not in 1..available, a size that is not in 1..resize, or a damaged image.
+        FileNotFoundError: if there is no such folder, or no image for a class.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from torchvision.utils import save_image
+        >>> with TemporaryDirectory() as root:
+        ...     for name in "cat", "dog":
+        ...         Path(root, name).mkdir()
+        ...         save_image(torch.ones(3, 300, 400), Path(root, name, "1.jpeg"))
+        ...     x, y = imagenet_folder(root, size=224, resize=256)
+        >>> x.shape, y.tolist()
+        (torch.Size([2, 3, 224, 224]), [0, 1])
+    """
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
+
+    if not 1 <= size <= resize:
+        raise ValueError(f"size must be in 1..{resize}, the length of the shorter side, got {size}")
+    home = Path(root) / "val" if (Path(root) / "val").is_dir() else Path(root)
+    try:
+        folder = ImageFolder(home)
+    except OSError as error:
+        raise FileNotFoundError(f"{home} does not hold a folder of images for each class: {error}") from error
+    by_class = [list(images) for _, images in groupby(folder.samples, key=lambda sample: sample[1])]
+    samples = [sample for turn in zip_longest(*by_class) for sample in turn if sample]
+    labels = torch.tensor([label for _, label in samples], device="cpu")
+    rows = _chosen(labels, n, generator)
+    square = Compose([Resize(resize), CenterCrop(size), PILToTensor()])
+    images = torch.empty(len(rows), 3, size, size, dtype=torch.float32, device="cpu")
+    for image, row in zip(images, rows.tolist(), strict=True):
+        path, _ = samples[row]
+        try:
+            image.copy_(square(folder.loader(path)) / 255)
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises
+            raise ValueError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
+    return images, labels[rows]
+
+
+def _check_split(split: str) -> None:
+    if split not in ("train", "test"):
         raise ValueError(f'split must be "train" or "test", got {split!r}')
-    images, labels = _everything(split, root) if full or root is not None else _bundled(split)
+
+
+def _chosen(
+    labels: Tensor, n: int | None, generator: Generator | None, classes: Iterable[int] | None = None, more: str = ""
+) -> Tensor:
+    """The rows that were asked for; `more` says where there are more of them."""
     rows = torch.arange(len(labels), device="cpu")
     if classes is not None:
         wanted = sorted(set(classes))
@@ -83,18 +189,10 @@ def fashion_mnist(
             raise ValueError(f"classes must be some of 0..9, got {wanted}")
         rows = rows[torch.isin(labels, torch.tensor(wanted, device="cpu"))]
     if n is not None and (isinstance(n, bool) or not isinstance(n, Integral) or not 1 <= n <= len(rows)):
-        more = "" if full or root else "; full=True has 60,000 train and 10,000 test images"
-        raise ValueError(f"n must be an integer in 1..{len(rows)} for this split and these classes, got {n!r}{more}")
+        raise ValueError(f"n must be an integer in 1..{len(rows)} for this choice of images, got {n!r}{more}")
     if generator is not None:
         rows = rows[torch.randperm(len(rows), generator=generator)]
-    rows = rows[:n]
-    return images[rows, None].float() / 255, labels[rows]
-
-
-def interleaved(images: np.ndarray, labels: np.ndarray, per_class: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `per_class` images of each class, in the order 0, 1, …, 9, 0, 1, …"""
-    rows = np.stack([np.flatnonzero(labels == c)[:per_class] for c in range(10)], axis=1).ravel()
-    return images[rows], labels[rows]
+    return rows[:n]
 
 
 @cache
@@ -116,8 +214,7 @@ def _everything(split: str, root: str | Path | None) -> tuple[Tensor, Tensor]:
     try:
         if archives or root is None:
             # torchvision reads unpacked files, and the archives' folder may be read-only: unpack them into a cache.
-            cache_home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-            cached = cache_home / "advcourse" / sha256(str(home.resolve()).encode())[:16]
+            cached = _cache_folder() / sha256(str(home.resolve()).encode())[:16]
             for archive in archives:
                 write_whole(cached / "FashionMNIST" / "raw" / archive.stem, gzip.decompress(archive.read_bytes()))
             home = cached
@@ -128,3 +225,22 @@ def _everything(split: str, root: str | Path | None) -> tuple[Tensor, Tensor]:
             "put the four *-ubyte.gz files into a folder and pass it as root="
         ) from error
     return whole.data, whole.targets
+
+
+@cache
+def _cifar10(split: str, root: str | Path | None, download: bool) -> tuple[Tensor, Tensor]:
+    from torchvision.datasets import CIFAR10
+
+    home = Path(root) if root is not None else _cache_folder()
+    try:
+        whole = CIFAR10(home, train=split == "train", download=download)
+    except (RuntimeError, OSError) as error:
+        raise FileNotFoundError(
+            f"CIFAR-10 could not be had from {home} ({error}): pass download=True (170 MB), or put the folder "
+            "cifar-10-batches-py into a folder and pass that as root="
+        ) from error
+    return torch.from_numpy(whole.data).permute(0, 3, 1, 2), torch.tensor(whole.targets, device="cpu")
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "advcourse"

@@ -9,9 +9,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, Self
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 REFUSED = -1
 """The label that stands for an answer the model refused to give. It fools nobody."""
@@ -31,12 +34,20 @@ class Goal(ABC):
     def fooled(self, labels: Tensor) -> Tensor:
         """Which of the model's answers (N,) meet the goal: bool (N,)."""
 
+    @cached_property
+    def largest(self) -> int:
+        """The largest label: the model needs one class more."""
+        return int(self.labels.max())
+
+    def rivals(self, logits: Tensor) -> Tensor:
+        """The logits that the label's own is measured against, those of all other classes: (N, R)."""
+        return logits.scatter(1, self.labels[:, None], -math.inf)
+
 
 class Untargeted(Goal):
     """Any label but these. A plain label tensor given to an attack means this.
 
     Example:
-        >>> import torch
         >>> Untargeted(torch.tensor([3, 3, 3])).fooled(torch.tensor([3, 5, REFUSED]))
         tensor([False,  True, False])
     """
@@ -51,7 +62,6 @@ class Targeted(Goal):
     """Exactly these labels.
 
     Example:
-        >>> import torch
         >>> Targeted(torch.tensor([3, 3, 3])).fooled(torch.tensor([3, 5, REFUSED]))
         tensor([ True, False, False])
     """
@@ -62,6 +72,30 @@ class Targeted(Goal):
         return labels == self.labels
 
 
+@dataclass(frozen=True, eq=False)
+class Toward(Targeted):
+    """Any label but those of `source` (N,), sought in the direction of these labels (Gowal et al. 2019).
+
+    Losses are those of a targeted attack with the source as the only rival; success is that of an untargeted one.
+
+    Example:
+        >>> goal = Toward(torch.tensor([3, 3]), source=torch.tensor([1, 1]))
+        >>> goal.fooled(torch.tensor([5, 1]))
+        tensor([ True, False])
+    """
+
+    source: Tensor
+
+    def __getitem__(self, rows: Tensor) -> Self:
+        return replace(self, labels=self.labels[rows], source=self.source[rows])
+
+    def fooled(self, labels: Tensor) -> Tensor:
+        return Untargeted(self.source).fooled(labels)
+
+    def rivals(self, logits: Tensor) -> Tensor:
+        return logits.gather(1, self.source[:, None])
+
+
 Loss = Callable[[Tensor, Goal], Tensor]
 """``loss(logits (N, K), goal) -> (N,)``; larger is closer to fooled."""
 
@@ -70,7 +104,6 @@ def logit(logits: Tensor, goal: Goal) -> Tensor:
     """The label's logit: -z_y untargeted, z_t targeted (N,). Its gradient never vanishes (Zhao et al. 2021).
 
     Example:
-        >>> import torch
         >>> logit(torch.tensor([[2.0, 5.0, 1.0]]), Untargeted(torch.tensor([1])))
         tensor([-5.])
     """
@@ -81,11 +114,10 @@ def cross_entropy(logits: Tensor, goal: Goal) -> Tensor:
     """The log-probability of the label: -log p_y untargeted, log p_t targeted (N,).
 
     Example:
-        >>> import torch
         >>> cross_entropy(torch.zeros(1, 4), Untargeted(torch.tensor([0])))
         tensor([1.3863])
     """
-    return logit(logits.log_softmax(1), goal)
+    return -goal.sign * F.cross_entropy(logits, goal.labels, reduction="none")
 
 
 def margin(logits: Tensor, goal: Goal, kappa: float = math.inf) -> Tensor:
@@ -97,11 +129,32 @@ def margin(logits: Tensor, goal: Goal, kappa: float = math.inf) -> Tensor:
     chapter on adversarial examples.
 
     Example:
-        >>> import torch
         >>> z = torch.tensor([[2.0, 5.0, 1.0]])
         >>> margin(z, Untargeted(torch.tensor([1]))), margin(z, Untargeted(torch.tensor([0])), kappa=0.5)
         (tensor([-3.]), tensor([0.5000]))
     """
-    rivals = logits.scatter(1, goal.labels[:, None], -math.inf).max(1).values
+    rivals = goal.rivals(logits).max(1).values
     lead = logit(logits, goal) - goal.sign * rivals
     return lead.clamp(max=kappa)
+
+
+def dlr(logits: Tensor, goal: Goal) -> Tensor:
+    """The difference of logits ratio (Croce & Hein 2020, section 4): the margin in units of the spread of the largest
+    logits (N,).
+
+    With the logits sorted downwards, the spread is z_1 − z_3, or z_1 − (z_3 + z_4) / 2 when targeted. So the loss is
+    the same for a·z + b, a > 0: no scale of the logits can flatten its gradient. With three classes the targeted spread
+    is the untargeted one. With two the ratio would be ±1 everywhere, and the plain margin takes its place, as it does
+    where the spread is zero.
+
+    Example:
+        >>> z = torch.tensor([[2.0, 5.0, 1.0]])
+        >>> dlr(z, Untargeted(torch.tensor([1]))), dlr(100 * z, Untargeted(torch.tensor([1])))
+        (tensor([-0.7500]), tensor([-0.7500]))
+    """
+    lead, classes = margin(logits, goal), logits.shape[1]
+    if classes == 2:
+        return lead
+    top = logits.topk(min(classes, 4 if goal.sign > 0 else 3), dim=1).values
+    spread = top[:, 0] - top[:, 2:].mean(1)
+    return lead / torch.where(spread > 0, spread, 1)

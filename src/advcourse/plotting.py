@@ -19,13 +19,29 @@ COLORS = {
     "noise": "#7f7f7f",
     "FGSM": "#E69F00",
     "PGD": "#D55E00",
+    "APGD": "#882255",
+    "C&W": "#332288",
+    "DeepFool": "#44AA99",
+    "universal": "#AA4499",
     "Linf": "#0072B2",
     "L2": "#009E73",
     "L1": "#CC79A7",
 }
 """Colours of methods and norms, from the palette of Okabe and Ito, which colour-blind readers can tell apart."""
 
-MARKERS = {"clean": "o", "noise": "x", "FGSM": "s", "PGD": "D", "Linf": "s", "L2": "o", "L1": "D"}
+MARKERS = {
+    "clean": "o",
+    "noise": "x",
+    "FGSM": "s",
+    "PGD": "D",
+    "APGD": "^",
+    "C&W": "v",
+    "DeepFool": "P",
+    "universal": "o",
+    "Linf": "s",
+    "L2": "o",
+    "L1": "D",
+}
 """Markers of the same methods, for readers in grey."""
 
 STYLE: dict[str, Any] = {
@@ -122,6 +138,30 @@ def decision_regions(ax: Axes, model: Model, resolution: int = 200) -> None:
     tints = ListedColormap(["#cfe3f2", "#fbe3c0", "#cfe9df", "#f3d9e6", "#e5e5e5"])
     ax.imshow(labels.numpy(), origin="lower", extent=(0, 1, 0, 1), cmap=tints, vmin=0, vmax=tints.N - 1, zorder=0)
     ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+
+
+def landscape(ax: Axes, losses: Tensor, radius: float, label: str = "loss", boundary: bool = False) -> None:
+    """Draw a loss landscape as levels: dark is low, bright is high, and a cross marks the image in the middle.
+
+    Args:
+        ax: where to draw; a colour bar takes its room from it.
+        losses: from `evaluation.landscape`, square: row a goes to the right, column b upward.
+        radius: the largest a and b.
+        label: what was measured, for the colour bar.
+        boundary: draw the level 0, on whose other side the image is fooled if what was measured is a margin.
+    """
+    side = np.linspace(-radius, radius, len(losses))
+    heights = losses.detach().cpu().numpy().T
+    filled = ax.contourf(side, side, heights, levels=24, cmap="cividis")
+    ax.contour(side, side, heights, levels=8, colors="white", linewidths=0.5, alpha=0.6)
+    if boundary and heights.min() < 0 < heights.max():
+        ax.contour(side, side, heights, levels=[0], colors=COLORS["PGD"], linewidths=2.5)
+        ax.plot([], [], color=COLORS["PGD"], linewidth=2.5, label="fooled beyond this line")
+        ax.legend(loc="upper left", frameon=True, framealpha=0.9)
+    ax.plot(0, 0, marker="X", color="white", markeredgecolor="black", markersize=10, linestyle="none")
+    ax.set(xlabel="a, along the gradient's sign", ylabel="b, along random signs", aspect="equal")
+    ax.grid(False)
+    ax.figure.colorbar(filled, ax=ax, label=label, shrink=0.9)
 
 
 def path(ax: Axes, points: Tensor, label: str, **style: Any) -> None:

@@ -1,7 +1,9 @@
+from itertools import product
+
 import pytest
 import torch
 
-from advcourse.models import ZOO, cnn, resnet
+from advcourse.models import ZOO, cnn, densenet, inception, resnet, vgg
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -13,8 +15,8 @@ def test_networks_of_the_zoo_are_small(name: str) -> None:
 
 def test_networks_fit_other_images() -> None:
     assert cnn(channels=3, classes=7, size=32)(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
-    for size in 28, 32, 45:
-        assert resnet(channels=3, classes=7).eval()(torch.zeros(2, 3, size, size)).shape == (2, 7)
+    for build, size in product((resnet, vgg, densenet, inception), (28, 32, 45)):
+        assert build(channels=3, classes=7).eval()(torch.zeros(2, 3, size, size)).shape == (2, 7)
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -118,3 +118,27 @@ def test_it_learns(tmp_path: Path) -> None:
     network = fresh()
     train(network, X, Y, replace(RECIPE, epochs=60), tmp_path / "a.pt")
     assert (network(X).argmax(1) == Y).float().mean() > 0.8
+
+
+def test_adversarial_training_sees_the_ramped_and_clipped_images_of_fast_training(tmp_path: Path) -> None:
+    """Each step first asks for one gradient at a random start in the ball, then trains where one step of it leads."""
+    network, passes = fresh(), []
+    network.register_forward_pre_hook(
+        lambda module, inputs: passes.append((inputs[0].detach(), inputs[0].requires_grad))
+    )
+    train(network, X, Y, replace(RECIPE, eps=0.1), tmp_path / "a.pt")
+    starts, trained_on = passes[0::2], passes[1::2]
+    assert all(asks for _, asks in starts)
+    assert not any(asks for _, asks in trained_on)
+    for images, _ in passes:
+        assert images.min() >= 0
+        assert images.max() <= 1
+    moved = []
+    for images, _ in trained_on:
+        views = torch.cat([X, X.flip(3)])
+        nearest = (images[:, None] - views).abs().flatten(2).amax(2).amin(1)
+        moved.append(nearest.max().item())
+    assert moved[0] <= 0.1 / 3 + 1e-6  # three batches make the first epoch, in which the radius grows
+    assert moved[1] <= 0.2 / 3 + 1e-6
+    assert max(moved[2:]) == pytest.approx(0.1, abs=1e-6)
+    assert not same(network.state_dict(), trained(tmp_path / "b.pt"))

@@ -24,8 +24,8 @@ def test_what_was_trained_can_be_loaded_and_is_what_its_card_says(tmp_path: Path
 
 
 def test_an_unknown_name_writes_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no model 'vgg' in the zoo"):
-        train_entry("vgg", tmp_path / "out")
+    with pytest.raises(ValueError, match="no model 'alexnet' in the zoo"):
+        train_entry("alexnet", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,7 +1,24 @@
 """The attacks, one family a file, each a short composition of a ball, a goal, a loss, a gradient and the loop."""
 
 from ..ascent import State, ascend
+from .apgd import APGD
 from .base import Attack
+from .carlini_wagner import CarliniWagner
+from .deepfool import DeepFool
 from .gradient_sign import FGSM, PGD
+from .minimum_norm import Nearest
+from .universal import UniversalDeepFool, UniversalPerturbation
 
-__all__ = ["FGSM", "PGD", "Attack", "State", "ascend"]
+__all__ = [
+    "APGD",
+    "FGSM",
+    "PGD",
+    "Attack",
+    "CarliniWagner",
+    "DeepFool",
+    "Nearest",
+    "State",
+    "UniversalDeepFool",
+    "UniversalPerturbation",
+    "ascend",
+]

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from typing import TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -11,14 +12,20 @@ from ..ascent import State
 from ..contract import Model, check_goal, check_images, evaluating, private_generator
 from ..goals import Goal
 
+S = TypeVar("S")
 
-class Attack(ABC):
-    """An attack is a frozen dataclass of hyper-parameters. Its class writes `climb`; checks and tidying up are here."""
+
+class Hyperparameters:
+    """A frozen dataclass that prints its fields, functions by their name."""
 
     def __repr__(self) -> str:
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         parts = (f"{name}={getattr(value, '__name__', repr(value))}" for name, value in values.items())
         return f"{type(self).__name__}({', '.join(parts)})"
+
+
+class Attack(Hyperparameters, ABC):
+    """An attack is a frozen dataclass of hyper-parameters. Its class writes `climb`; checks and tidying up are here."""
 
     def __call__(
         self, model: Model, x: Tensor, y_or_goal: Tensor | Goal, *, generator: Generator | None = None
@@ -50,15 +57,15 @@ class Attack(ABC):
         goal = check_goal(y_or_goal, x)
         with torch.inference_mode(False):  # copies, which the caller's later writes do not reach
             x, goal = x.detach().clone(), replace(goal, labels=goal.labels.clone())
-        return _watched(model, self.climb(model, x, goal, private_generator(generator, x)))
+        return watched(model, self.climb(model, x, goal, private_generator(generator, x)))
 
     @abstractmethod
     def climb(self, model: Model, x: Tensor, goal: Goal, generator: Generator) -> Iterator[State]:
         """The attack itself, on checked inputs: yields states, runs without autograd, with the model in eval mode."""
 
 
-def _watched(model: Model, states: Iterator[State]) -> Iterator[State]:
-    # Modes are set for each step and not for the whole loop: between two states they are the caller's own.
+def watched(model: Model, states: Iterator[S]) -> Iterator[S]:
+    """The same states, each computed in eval mode and without autograd, which the caller has as before in between."""
     while True:
         with evaluating(model), torch.inference_mode(False), torch.no_grad():
             state = next(states, None)

@@ -1,6 +1,6 @@
 """The white-box gradient: backpropagation to the input, and to nothing else."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -44,21 +44,24 @@ class Exact:
 
     def __call__(self, points: Tensor, owner: Tensor) -> Slope:
         """Loss, verdict and gradient at points (R, ...) of images owner (R,)."""
-        parts = [self._climb(*part) for part in self._parts(points, owner)]
-        return Slope(*(torch.cat(values) for values in zip(*parts, strict=True)))
+        return Slope(*self._in_chunks(self._climb, points, owner))
 
     def judge(self, points: Tensor, owner: Tensor) -> Verdict:
         """Loss and verdict at points (R, ...) of images owner (R,), by a forward pass alone."""
         with torch.no_grad():
-            parts = [self._look(*part) for part in self._parts(points, owner)]
-        return Verdict(*(torch.cat(values) for values in zip(*parts, strict=True)))
+            return Verdict(*self._in_chunks(self._look, points, owner))
 
-    def _parts(self, points: Tensor, owner: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(points.split(self.batch_size), owner.split(self.batch_size), strict=True)
+    def _in_chunks(
+        self, ask: Callable[[Tensor, Tensor], tuple[Tensor, ...]], points: Tensor, owner: Tensor
+    ) -> tuple[Tensor, ...]:
+        if len(points) <= self.batch_size:
+            return ask(points, owner)
+        chunks = zip(points.split(self.batch_size), owner.split(self.batch_size), strict=True)
+        return tuple(torch.cat(values) for values in zip(*(ask(*chunk) for chunk in chunks), strict=True))
 
     def _look(self, points: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
         goal = self.goal[owner]
-        logits = check_logits(self.model(points), len(points), goal)
+        logits = check_logits(self.model(points), len(points), self.goal)
         loss = self.loss(logits, goal)
         if not isinstance(loss, Tensor) or loss.shape != owner.shape:
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
@@ -77,6 +80,6 @@ class Exact:
                 "the model's logits do not depend on its input differentiably, so there is no gradient to follow: it "
                 "detaches, rounds or leaves torch on the way; attack it through an oracle instead"
             )
-        if gradient.isnan().any():
+        if gradient.amax().isnan():
             raise ValueError("the gradient of the loss holds NaN: the model or the loss divides 0 by 0 on the way back")
         return loss.detach(), fooled, gradient

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..data import FASHION_MEAN, FASHION_STD
 from ..files import ASSETS, read_verified
-from .architectures import cnn, resnet
+from .architectures import cnn, densenet, inception, resnet, vgg
 from .wrappers import Normalized
 
 FOLDER = ASSETS / "zoo"
@@ -23,12 +23,16 @@ CARD = {"name", "parameters", "data", "recipe", "accuracy", "accuracy_on", "torc
 class Recipe:
     """How a network is trained: AdamW, one-cycle learning rate, images mirrored at random.
 
+    With an eps > 0 it sees adversarial examples in their place, fast adversarial training of Wong et al. (2020,
+    algorithm 3): from a random start in Linf(eps) one sign step of 1.25 · eps. The radius grows from 0 in epoch one.
+
     Attributes:
         epochs: passes over the training images.
         learning_rate: the peak of the cycle.
         weight_decay: AdamW's.
         batch_size: images in a step.
-        seed: of the initial weights and of the order and mirroring of the images.
+        seed: of the initial weights and of the order, mirroring and perturbation of the images.
+        eps: Linf radius of adversarial training; 0 is standard training.
     """
 
     epochs: int = 8
@@ -36,6 +40,7 @@ class Recipe:
     weight_decay: float = 1e-2
     batch_size: int = 128
     seed: int = 0
+    eps: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,15 @@ class Entry:
         return network.to(memory_format=torch.channels_last)  # the faster layout for convolutions on a CPU
 
 
-ZOO: dict[str, Entry] = {"cnn": Entry(cnn), "resnet": Entry(resnet)}
+ZOO: dict[str, Entry] = {
+    "cnn": Entry(cnn),
+    "cnn_robust": Entry(cnn, Recipe(eps=0.1)),
+    "resnet": Entry(resnet),
+    "resnet_seed1": Entry(resnet, Recipe(seed=1)),
+    "vgg": Entry(vgg, Recipe(epochs=5)),
+    "densenet": Entry(densenet, Recipe(epochs=5)),
+    "inception": Entry(inception, Recipe(epochs=5)),
+}
 """The networks that `load` and ``advcourse zoo train`` know, by name."""
 
 

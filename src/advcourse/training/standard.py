@@ -1,4 +1,7 @@
-"""Standard training: minimise cross-entropy on clean images. It can be interrupted and resumed without a trace."""
+"""Training: minimise cross-entropy, on clean images or on adversarial ones.
+
+It can be interrupted and resumed without a trace.
+"""
 
 import io
 from dataclasses import asdict
@@ -7,12 +10,16 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from ..ascent import ascend
 from ..files import write_whole
+from ..goals import Untargeted, cross_entropy
+from ..gradients import Exact
 from ..models.zoo import Recipe
+from ..threat import Linf
 
 
 def train(network: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, checkpoint: Path) -> None:
@@ -55,6 +62,9 @@ def train(network: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, checkpoint: 
         for rows in bar:
             mirrored = torch.rand(len(rows), generator=generator) < 0.5
             images = torch.where(mirrored[:, None, None, None], x[rows].flip(3), x[rows])
+            if recipe.eps:
+                radius = recipe.eps * min(1, (cycle.last_epoch + 1) / batches)
+                images = _perturbed(network, images, y[rows], Linf(radius), generator)
             loss = F.cross_entropy(network(images), y[rows])
             optimizer.zero_grad()
             loss.backward()
@@ -74,6 +84,12 @@ def train(network: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, checkpoint: 
         torch.save(state, stream)
         write_whole(checkpoint, stream.getvalue())
     network.eval()
+
+
+def _perturbed(network: nn.Module, x: Tensor, y: Tensor, ball: Linf, generator: Generator) -> Tensor:
+    start = ball.sample(x, generator)
+    *_, last = ascend(Exact(network, cross_entropy, Untargeted(y)), ball, x, 1, 1.25 * ball.eps, start)
+    return last.best
 
 
 def _read(checkpoint: Path, network: nn.Module) -> dict[str, Any]:

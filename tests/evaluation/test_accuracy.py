@@ -1,17 +1,16 @@
 import gc
-import math
+from importlib import import_module
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from advcourse.attacks import FGSM, PGD
-from advcourse.evaluation import accuracy, claim, correct, predict, robust_accuracy
+from advcourse.evaluation import accuracy, correct, fooling_rate, predict, robust_accuracy, wilson_interval
 from advcourse.goals import Targeted
 from advcourse.threat import Linf
 
-from .helpers import Counted, Linear, images, network, rng
+from ..helpers import Counted, Linear, images, network, rng
 
 
 def test_accuracy_counts_the_right_answers() -> None:
@@ -38,6 +37,28 @@ def test_robust_accuracy_is_the_share_of_images_farther_from_the_boundary_than_e
     for eps, held in (0.0, 6), (0.12, 4), (0.32, 2), (0.55, 0):
         for attack in FGSM(Linf(eps)), PGD(Linf(eps)):
             assert robust_accuracy(model, attack, x, y) == pytest.approx(held / 9)
+
+
+def test_the_fooling_rate_counts_changed_labels_whatever_the_right_ones_are() -> None:
+    x = torch.linspace(0, 0.8, 9).double()[:, None]
+    model = Linear(torch.ones(1).double(), bias=-0.5)
+    for by, changed in (0.0, 0), (0.12, 2), (0.32, 4), (-0.12, 1), (5.0, 6), (-5.0, 3):
+        delta = torch.full((1, 1), by).double()
+        assert fooling_rate(model, delta, x) == pytest.approx(changed / 9)
+        assert fooling_rate(model, delta, x, own=model(x).argmax(1)) == pytest.approx(changed / 9)
+    assert fooling_rate(model, 1 - x, x) == pytest.approx(6 / 9)  # one for each image
+
+
+def test_the_fooling_rate_is_that_of_images_in_the_box() -> None:
+    x, model = torch.tensor([[0.2], [0.9]]), Linear(torch.ones(1), bias=-1.1)  # nothing in [0, 1] crosses 1.1
+    assert fooling_rate(model, torch.ones(1, 1), x) == 0.0
+
+
+def test_a_perturbation_that_does_not_fit_the_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="delta must have shape"):
+        fooling_rate(network((5,)), torch.zeros(5), images(4, (5,)))
+    with pytest.raises(ValueError, match="label"):
+        fooling_rate(network((5,)), torch.zeros(1, 5), images(4, (5,)), own=torch.zeros(3, dtype=torch.long))
 
 
 def test_the_generator_reaches_the_attack() -> None:
@@ -84,29 +105,32 @@ def test_a_target_is_not_a_label() -> None:
         robust_accuracy(model, FGSM(Linf(0.1)), x, goal)  # type: ignore[arg-type]
 
 
-TRUE = [True, np.True_, torch.tensor(True), torch.tensor([2.0]).mean() > 1, np.float64(2) > 1]
-FALSE = [False, np.False_, torch.tensor(False), np.float64(math.nan) > 1]
+def test_an_answer_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks: list[int] = []
+
+    def recorded(logits: torch.Tensor, rows: int, goal: object) -> torch.Tensor:
+        checks.append(rows)
+        return logits
+
+    monkeypatch.setattr(import_module("advcourse.evaluation.accuracy"), "check_logits", recorded)
+    correct(network((5,)), images(7, (5,)), torch.zeros(7, dtype=torch.long))
+    assert checks == [7]
 
 
-@pytest.mark.parametrize("condition", TRUE)
-def test_a_claim_that_holds_prints_one_line(condition: object, capsys: pytest.CaptureFixture[str]) -> None:
-    claim("it holds", condition)
-    assert capsys.readouterr().out == "✓ it holds\n"
+@pytest.mark.parametrize(("k", "n"), [(0, 1), (0, 50), (3, 10), (50, 100), (99, 100), (100, 100)])
+def test_the_interval_is_where_a_test_of_two_deviations_does_not_reject(k: int, n: int) -> None:
+    z, p = 1.96, k / n
+    low, high = wilson_interval(k, n)
+    assert 0 <= low <= p <= high <= 1
+    for end in low, high:  # the ends solve |p - end| = z * sqrt(end * (1 - end) / n)
+        assert abs(p - end) == pytest.approx(z * (end * (1 - end) / n) ** 0.5, abs=1e-9)
+    assert high > 0
+    assert low < 1
+    mirrored = wilson_interval(n - k, n)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-12)
 
 
-@pytest.mark.parametrize("condition", FALSE)
-def test_a_claim_that_does_not_hold_raises_and_prints_nothing(
-    condition: object, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(AssertionError, match="does not hold here: it holds"):
-        claim("it holds", condition)
-    assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize(
-    "condition", [math.nan, "False", [False], (value > 1 for value in [0]), torch.tensor([True, False])]
-)
-def test_a_claim_is_a_yes_or_a_no(condition: object) -> None:
-    # A forgotten all(...) around a generator would be a claim that cannot fail.
-    with pytest.raises((ValueError, TypeError), match=r"condition"):
-        claim("it holds", condition)
+@pytest.mark.parametrize(("k", "n"), [(-1, 10), (11, 10), (0, 0)])
+def test_an_interval_needs_counts(k: int, n: int) -> None:
+    with pytest.raises(ValueError, match="successes"):
+        wilson_interval(k, n)

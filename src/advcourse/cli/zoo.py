@@ -1,54 +1,33 @@
-"""The command `advcourse`."""
+"""`advcourse zoo`: list the networks of the course, and train them."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from . import __version__
-
-app = typer.Typer(
-    help="Adversarial machine learning as one optimization problem.", no_args_is_help=True, add_completion=False
-)
-zoo_app = typer.Typer(help="The small trained networks that the course attacks.", no_args_is_help=True)
-app.add_typer(zoo_app, name="zoo")
+zoo = typer.Typer(help="The small trained networks that the course attacks.", no_args_is_help=True)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    pass
-
-
-@zoo_app.command("list")
-def zoo_list(
+@zoo.command("list")
+def list_(
     folder: Annotated[Path | None, typer.Option(help="Where the networks are; the bundled ones by default.")] = None,
 ) -> None:
     """List the networks with their size and their accuracy on the bundled test images."""
-    from .models import zoo
+    from ..models.zoo import FOLDER, ZOO, card
 
-    for name in zoo.ZOO:
+    for name in ZOO:
         try:
-            card = zoo.card(name, folder or zoo.FOLDER)
+            known = card(name, folder or FOLDER)
         except FileNotFoundError:
             typer.echo(f"{name:12} not trained")
         except ValueError as error:
             typer.echo(f"{name:12} {error}")
         else:
-            typer.echo(f"{name:12} {card['parameters']:>9,} parameters   accuracy {card['accuracy']:.1%}")
+            typer.echo(f"{name:12} {known['parameters']:>9,} parameters   accuracy {known['accuracy']:.1%}")
 
 
-@zoo_app.command("train")
-def zoo_train(
+@zoo.command()
+def train(
     names: Annotated[list[str] | None, typer.Argument(help="Which networks; all of them by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the weights and their cards.")] = Path("runs/zoo"),
     root: Annotated[Path | None, typer.Option(help="Folder with all of Fashion-MNIST, if it is nowhere usual.")] = None,
@@ -58,13 +37,13 @@ def zoo_train(
     Interrupt it when you like and run it again: it goes on where the last epoch ended. The same seed gives the same
     bits on the same machine. Load the result with `models.load(NAME, folder)`.
     """
-    from .models import zoo
-    from .training.zoo import train_entry
+    from ..models.zoo import ZOO, entry
+    from ..training.zoo import train_entry
 
     try:
-        for name in names or list(zoo.ZOO):
-            zoo.entry(name)
-        for name in names or list(zoo.ZOO):
+        for name in names or list(ZOO):
+            entry(name)
+        for name in names or list(ZOO):
             card = train_entry(name, out, root)
             typer.echo(f"{name}: accuracy {card['accuracy']:.2%}, written to {out / name}.safetensors")
     except (ValueError, OSError) as error:

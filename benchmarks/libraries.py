@@ -1,0 +1,212 @@
+"""The same attack in five libraries. Each function here prepares one `Task` in the words of one library.
+
+Peers are imported where they are used: one that is missing, or that breaks, costs its own row and nothing else.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from .measure import Run
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every library is asked to do, with the same numbers.
+
+    Attributes:
+        name: the attack.
+        steps: gradient steps; DeepFool may stop sooner.
+        eps: radius of the ball; None for attacks of minimum norm.
+        random_start: begin at a draw from the ball (each library has its own), or at the clean image.
+        search_steps: C&W's binary search for c, each of `steps` steps.
+        rate: C&W's learning rate.
+        initial_c: C&W's first c.
+        overshoot: DeepFool's.
+    """
+
+    name: str
+    steps: int
+    eps: float | None = None
+    random_start: bool = True
+    search_steps: int = 1
+    rate: float = 0.05
+    initial_c: float = 1.0
+    overshoot: float = 0.02
+
+    @property
+    def step_size(self) -> float:
+        return 2.5 * (self.eps or 0.0) / self.steps
+
+    @property
+    def norm(self) -> str:
+        return "Linf" if self.eps is not None and not self.name.endswith("L2") else "L2"
+
+
+Library = Callable[[Task, nn.Module, int], Run | None]
+"""Prepares a task on a model for batches of so many images; None if the library does not have the attack."""
+
+
+def advcourse(task: Task, model: nn.Module, batch: int) -> Run | None:
+    from advcourse import attacks, goals
+    from advcourse.threat import L2, Linf
+
+    ball = (Linf if task.norm == "Linf" else L2)(task.eps or 0.0)
+    attack: attacks.Attack
+    match task.name:
+        case "FGSM":
+            attack = attacks.FGSM(ball)
+        case "PGD" | "PGD, clean start" | "PGD L2":
+            attack = attacks.PGD(ball, task.steps, task.step_size, task.random_start)
+        case "APGD-CE":
+            attack = attacks.APGD(ball, task.steps, loss=goals.cross_entropy)
+        case "APGD-DLR":
+            attack = attacks.APGD(ball, task.steps, loss=goals.dlr)
+        case "C&W":
+            attack = attacks.CarliniWagner(task.steps, task.search_steps, task.rate, task.initial_c, abort_early=False)
+        case "DeepFool":
+            attack = attacks.DeepFool(task.steps, task.overshoot, classes=10)
+        case _:
+            return None
+    return lambda x, y: attack(model, x, y)
+
+
+def adv_lib(task: Task, model: nn.Module, batch: int) -> Run | None:
+    # adv_lib.attacks imports visdom, a plotting server whose source no longer builds; the attacks never call it.
+    sys.modules.setdefault("visdom", ModuleType("visdom"))
+    from adv_lib.attacks import apgd, carlini_wagner_l2, df, pgd_linf
+
+    match task.name:
+        case "PGD" | "PGD, clean start":
+            return lambda x, y: pgd_linf(
+                model,
+                x,
+                y,
+                task.eps,
+                steps=task.steps,
+                random_init=task.random_start,
+                absolute_step_size=task.step_size,
+            )
+        case "APGD-CE" | "APGD-DLR":
+            loss = task.name.removeprefix("APGD-").lower()
+            return lambda x, y: apgd(model, x, y, task.eps, float("inf"), n_iter=task.steps, loss_function=loss)
+        case "C&W":
+            return lambda x, y: carlini_wagner_l2(
+                model,
+                x,
+                y,
+                learning_rate=task.rate,
+                initial_const=task.initial_c,
+                binary_search_steps=task.search_steps,
+                max_iterations=task.steps,
+                abort_early=False,
+            )
+        case "DeepFool":
+            return lambda x, y: df(model, x, y, steps=task.steps, overshoot=task.overshoot)
+    return None
+
+
+def foolbox(task: Task, model: nn.Module, batch: int) -> Run | None:
+    import foolbox
+    from foolbox import attacks
+
+    pgd = {"abs_stepsize": task.step_size, "steps": task.steps, "random_start": task.random_start}
+    match task.name:
+        case "FGSM":
+            attack = attacks.LinfFastGradientAttack()
+        case "PGD" | "PGD, clean start":
+            attack = attacks.LinfProjectedGradientDescentAttack(**pgd)
+        case "PGD L2":
+            attack = attacks.L2ProjectedGradientDescentAttack(**pgd)
+        case "C&W":
+            attack = attacks.L2CarliniWagnerAttack(
+                binary_search_steps=task.search_steps,
+                steps=task.steps,
+                stepsize=task.rate,
+                initial_const=task.initial_c,
+                abort_early=False,
+            )
+        case "DeepFool":
+            attack = attacks.L2DeepFoolAttack(steps=task.steps, candidates=10, overshoot=task.overshoot)
+        case _:
+            return None
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
+
+    def run(x: Tensor, y: Tensor) -> Tensor:
+        found = attack(wrapped, x, y, epsilons=task.eps)[1]
+        # Where C&W finds nothing it hands back a black image, and counts it as fooled if the model errs on black.
+        return found.where(found.flatten(1).any(1)[:, None, None, None], x) if task.name == "C&W" else found
+
+    return run
+
+
+def torchattacks(task: Task, model: nn.Module, batch: int) -> Run | None:
+    import torchattacks
+
+    pgd = {"eps": task.eps, "alpha": task.step_size, "steps": task.steps, "random_start": task.random_start}
+    match task.name:
+        case "FGSM":
+            return torchattacks.FGSM(model, eps=task.eps)
+        case "PGD" | "PGD, clean start":
+            return torchattacks.PGD(model, **pgd)
+        case "PGD L2":
+            return torchattacks.PGDL2(model, **pgd)
+        case "APGD-CE" | "APGD-DLR":
+            loss = task.name.removeprefix("APGD-").lower()
+            return torchattacks.APGD(model, eps=task.eps, steps=task.steps, loss=loss)
+        case "C&W":  # it has no search: the same number of steps, all with the first c
+            return torchattacks.CW(model, c=task.initial_c, steps=task.steps * task.search_steps, lr=task.rate)
+        case "DeepFool":
+            return torchattacks.DeepFool(model, steps=task.steps, overshoot=task.overshoot)
+    return None
+
+
+def art(task: Task, model: nn.Module, batch: int) -> Run | None:
+    from art.attacks import evasion
+    from art.estimators.classification import PyTorchClassifier
+
+    classifier = PyTorchClassifier(
+        model, torch.nn.CrossEntropyLoss(), (1, 28, 28), nb_classes=10, clip_values=(0, 1), device_type="cpu"
+    )
+    quiet = {"batch_size": batch, "verbose": False}
+    norm = float("inf") if task.norm == "Linf" else 2
+    match task.name:
+        case "FGSM":
+            attack = evasion.FastGradientMethod(classifier, eps=task.eps, batch_size=batch)
+        case "PGD" | "PGD, clean start" | "PGD L2":
+            attack = evasion.ProjectedGradientDescent(
+                classifier, norm, task.eps, task.step_size, None, task.steps, False, int(task.random_start), **quiet
+            )
+        case "APGD-CE" | "APGD-DLR":
+            loss = {"APGD-CE": "cross_entropy", "APGD-DLR": "difference_logits_ratio"}[task.name]
+            attack = evasion.AutoProjectedGradientDescent(
+                classifier, norm, task.eps, 2 * (task.eps or 0), task.steps, False, 1, loss_type=loss, **quiet
+            )
+        case "C&W":
+            attack = evasion.CarliniL2Method(
+                classifier,
+                learning_rate=task.rate,
+                binary_search_steps=task.search_steps,
+                max_iter=task.steps,
+                initial_const=task.initial_c,
+                **quiet,
+            )
+        case "DeepFool":
+            attack = evasion.DeepFool(classifier, task.steps, task.overshoot, nb_grads=10, **quiet)
+        case _:
+            return None
+    return lambda x, y: torch.from_numpy(attack.generate(x.numpy(), y.numpy()))
+
+
+LIBRARIES: dict[str, Library] = {
+    "advcourse": advcourse,
+    "adv-lib": adv_lib,
+    "foolbox": foolbox,
+    "torchattacks": torchattacks,
+    "ART": art,
+}
+"""Ours first: the others are compared with it."""

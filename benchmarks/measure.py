@@ -1,0 +1,168 @@
+"""Measuring an attack in units of the model: which passes it made, and how long those passes alone would have taken.
+
+An attack is timed beside its *floor*: a bare loop of the same forward and backward passes on as many rows, and nothing
+else. Time ÷ floor is what the library adds, on any machine. Contestants and floors take turns in one process, so a
+machine that slows down slows all of them, and medians are taken over the rounds.
+"""
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Run = Callable[[Tensor, Tensor], Tensor]
+"""An attack that is ready to go: images (N, ...) and labels (N,) to images (N, ...)."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass of the model on so many rows, and the backward passes through it."""
+
+    rows: int
+    backward: int = 0
+
+
+Passes = tuple[Pass, ...]
+
+
+@contextmanager
+def recorded(model: nn.Module) -> Iterator[list[Pass]]:
+    """Notes every pass of the model inside the block, in order."""
+    passes: list[Pass] = []
+
+    def forward(_: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
+        k = len(passes)
+        passes.append(Pass(len(inputs[0])))
+        if logits.requires_grad:
+            logits.register_hook(partial(backward, k))
+
+    def backward(k: int, _: Tensor) -> None:  # once for every gradient that comes back to the logits of pass k
+        passes[k] = Pass(passes[k].rows, passes[k].backward + 1)
+
+    handle = model.register_forward_hook(forward)
+    try:
+        yield passes
+    finally:
+        handle.remove()
+
+
+class Floor:
+    """The bare loop: for each pass a forward, and the gradient of the summed cross-entropy with respect to the input
+    as often as there were backward passes. It starts from images like those that are attacked."""
+
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, passes: Passes) -> None:
+        rows = {one.rows: torch.arange(one.rows) % len(x) for one in passes}
+        self.model, self.passes = model, passes
+        self.batches = {n: (x[row].contiguous(), y[row]) for n, row in rows.items()}
+
+    def __call__(self) -> None:
+        for one in self.passes:
+            x, y = self.batches[one.rows]
+            if not one.backward:
+                with torch.no_grad():
+                    self.model(x)
+                continue
+            point = x.detach().requires_grad_()
+            loss = F.cross_entropy(self.model(point), y, reduction="sum")
+            for left in reversed(range(one.backward)):
+                torch.autograd.grad(loss, point, retain_graph=left > 0)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contestant: an attack on its own copy of the model, and the passes it makes on each of the batches."""
+
+    run: Run
+    passes: tuple[Passes, ...]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Medians over the rounds, for all batches together.
+
+    Attributes:
+        cpu: process CPU time in seconds.
+        wall: seconds on the clock.
+        own: CPU time ÷ that of the floor of its own passes.
+        nominal: CPU time ÷ that of the nominal passes, which are the same for every contestant.
+        reference: CPU time ÷ that of the first contestant in the same round.
+        rounds: how many rounds there was time for.
+    """
+
+    cpu: float
+    wall: float
+    own: float
+    nominal: float
+    reference: float
+    rounds: int
+
+
+def race(
+    model: nn.Module,
+    entries: Mapping[str, Entry],
+    batches: Sequence[tuple[Tensor, Tensor]],
+    nominal: tuple[Passes, ...],
+    rounds: int,
+    seconds: float = math.inf,
+) -> dict[str, Timing]:
+    """Time contestants and floors in turn.
+
+    Args:
+        model: what the floors run on.
+        entries: the contestants; the others are compared with the first.
+        batches: the images and labels that each of them attacks in its turn, one call a batch.
+        nominal: for each batch, the passes that count as the attack itself.
+        rounds: how many turns each gets, or up to ten times as many while a round takes less than a second. The order
+            rotates from round to round.
+        seconds: who has used more CPU time than this sits the remaining rounds out.
+    """
+    jobs: dict[object, list[Callable[[], object]]] = {}
+    for passes in {nominal, *(entry.passes for entry in entries.values())}:  # most libraries share a floor
+        jobs[passes] = [Floor(model, x, y, one) for (x, y), one in zip(batches, passes, strict=True)]
+        for floor in jobs[passes]:  # a first run sets things up; contestants had theirs when they were recorded
+            floor()
+    for name, entry in entries.items():
+        jobs[name] = [partial(entry.run, x, y) for x, y in batches]
+
+    times: dict[object, list[np.ndarray]] = {key: [] for key in jobs}  # (cpu, wall), one a round
+    begin = time.perf_counter()
+    for r in range(10 * rounds):
+        turns = [key for key in jobs if r == 0 or sum(cpu for cpu, _ in times[key]) < seconds]
+        if not turns or (r >= rounds and time.perf_counter() - begin > rounds):
+            break
+        gc.collect()
+        first = 3 * r % len(turns)
+        for key in turns[first:] + turns[:first]:
+            times[key].append(np.sum([_stopwatch(call) for call in jobs[key]], axis=0))
+
+    def ratio(name: str, to: object) -> float:  # of CPU times in the same round
+        return float(np.median([mine[0] / its[0] for mine, its in zip(times[name], times[to], strict=False)]))
+
+    def timing(name: str, entry: Entry) -> Timing:
+        cpu, wall = np.median(times[name], axis=0).tolist()
+        ratios = ratio(name, entry.passes), ratio(name, nominal), ratio(name, next(iter(entries)))
+        return Timing(cpu, wall, *ratios, len(times[name]))
+
+    return {name: timing(name, entry) for name, entry in entries.items()}
+
+
+def seed() -> None:
+    """The same draws in every run: most libraries draw from the global generators."""
+    torch.default_generator.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002
+
+
+def _stopwatch(call: Callable[[], object]) -> np.ndarray:
+    """CPU and wall seconds of one call."""
+    seed()
+    begin = time.process_time(), time.perf_counter()
+    call()
+    return np.subtract((time.process_time(), time.perf_counter()), begin)

@@ -1,0 +1,93 @@
+"""DeepFool: straight to the nearest face of the decision region, as if the model were linear."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Generator, Tensor
+
+from ..ascent import Slope, State, follow
+from ..contract import Model, check_logits, check_number
+from ..goals import Goal, Untargeted, margin
+from ..gradients import Exact
+from ..threat import L2, open_part, per_image
+from .base import Attack
+from .minimum_norm import Nearest
+
+
+@dataclass(frozen=True, repr=False)
+class DeepFool(Attack):
+    """DeepFool (Moosavi-Dezfooli et al. 2016, algorithm 2): a small L2 perturbation in a few steps. Untargeted.
+
+    Seen from x_k, the lead of class j over the label y is about f_j + <w_j, r>, with f_j = z_j − z_y and w_j = ∇f_j.
+    The nearest face of the label's region is where |f_j| / |w_j| is smallest, and a step goes there and a little on::
+
+        x_{k+1} = clip(x_k + (1 + overshoot) · |f_j| / |w_j|² · w_j)
+
+    On a linear model one step does it, at 1 + overshoot times the least distance. The step is clipped to [0, 1], and
+    features that stand on the face of the box and could only leave it take no part in w; the paper knows no box. An
+    image is done as soon as it is fooled. A step costs a pass forward and ``min(classes, K) − 1`` backward, the last
+    iterate a pass forward.
+
+    Args:
+        steps: at most so many.
+        overshoot: how far to go on behind the face.
+        classes: look at the faces towards the so many likeliest classes, the label included.
+        batch_size: images in one pass of the model; it bounds the memory and changes no result but by rounding.
+
+    Example:
+        >>> from advcourse import data, models
+        >>> x, y = data.fashion_mnist("test", n=20)
+        >>> model = models.load("cnn")
+        >>> *_, last = DeepFool().iterates(model, x, y)
+        >>> bool(last.success.all()), last.step <= 50, bool(last.distance.median() < 1)
+        (True, True, True)
+    """
+
+    steps: int = 50
+    overshoot: float = 0.02
+    classes: int = 10
+    batch_size: int = 512
+
+    def __post_init__(self) -> None:
+        for name, least in ("steps", 1), ("overshoot", 0.0), ("classes", 2), ("batch_size", 1):
+            check_number(name, getattr(self, name), least)
+
+    def climb(self, model: Model, x: Tensor, goal: Goal, generator: Generator) -> Iterator[State]:
+        if not isinstance(goal, Untargeted):
+            raise ValueError("DeepFool is untargeted: pass labels to get away from, or use CarliniWagner")
+
+        def to_the_face(points: Tensor, owner: Tensor) -> Slope:
+            parts = zip(points.split(self.batch_size), owner.split(self.batch_size), strict=True)
+            slopes = [nearest_face(model, part, goal[rows], self.classes) for part, rows in parts]
+            return Slope(*(torch.cat(values) for values in zip(*(vars(s).values() for s in slopes), strict=True)))
+
+        def move(step: int, rows: Tensor, points: Tensor, slope: Slope) -> Tensor:
+            return (points + (1 + self.overshoot) * slope.gradient).clamp(0, 1)
+
+        judge = Exact(model, margin, goal, self.batch_size).judge
+        for state in follow(to_the_face, move, x, self.steps, judge=judge):
+            best = torch.where(per_image(state.success, x), state.best, x)
+            distance = torch.where(state.success, L2.norm(best - x), torch.inf)
+            yield Nearest(**vars(replace(state, best=best)), distance=distance)
+
+
+def nearest_face(model: Model, x: Tensor, goal: Goal, classes: int) -> Slope:
+    """The margin at x (N, ...), and as gradient the step to the nearest face of the linearised region (N, ...)."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        logits = check_logits(model(x), len(x), goal)
+        rivals = goal.rivals(logits).topk(min(classes, logits.shape[1]) - 1, dim=1).values
+        leads = rivals - logits.gather(1, goal.labels[:, None])
+        slopes = [torch.autograd.grad(lead.sum(), x, retain_graph=True)[0] for lead in leads.unbind(1)]
+    leads, fooled = leads.detach(), goal.fooled(logits.argmax(1))
+    nearest, step = torch.full_like(leads[:, 0], torch.inf), torch.zeros_like(x)
+    for lead, slope in zip(leads.unbind(1), slopes, strict=True):
+        slope = open_part(slope, x)
+        length = L2.norm(slope)
+        # On the face itself, where rounding often ends, the distance is 0: go on at the authors' least pace.
+        distance = torch.where(length > 0, (lead.abs() / length).clamp_min(1e-4), torch.inf)
+        closer = distance < nearest
+        nearest = torch.where(closer, distance, nearest)
+        step = torch.where(per_image(closer, x), per_image(distance / length, x) * slope, step)
+    return Slope(leads[:, 0], fooled, step)

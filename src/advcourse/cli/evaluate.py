@@ -1,0 +1,123 @@
+"""`advcourse evaluate`: how much of a model's accuracy is left under attack."""
+
+import json
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+class Norm(StrEnum):
+    linf = "linf"
+    l2 = "l2"
+    l1 = "l1"
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A network of the zoo (`advcourse zoo list`); the path of a NAME.safetensors that "
+            "`advcourse zoo train` wrote, with its NAME.json beside it; or your own: file.py:function or "
+            "package.module:function, which takes no argument and returns a model from images in [0, 1] to logits.",
+        ),
+    ],
+    attack: Annotated[
+        list[str],
+        typer.Option(
+            help="fgsm, pgd, apgd, apgd-dlr, apgd-t (towards nine labels in turn), or, in L2, cw and deepfool. Give it "
+            "several times, the cheapest first: each attack sees what the ones before left.",
+        ),
+    ] = ["pgd"],  # noqa: B006
+    eps: Annotated[str, typer.Option(help="How far an image may be moved: 0.1, or 8/255.")] = "0.1",
+    norm: Annotated[
+        Norm, typer.Option(help="How that is measured: the largest change, the Euclidean length, the sum of changes.")
+    ] = Norm.linf,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Steps, for all but fgsm; by default 40 for pgd, 100 for apgd, 100 for cw, 50 for deepfool."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="An .npz file with images x (N, ...) in [0, 1], or uint8, and labels y (N,); Fashion-MNIST's test "
+            "images by default."
+        ),
+    ] = None,
+    n: Annotated[
+        int | None, typer.Option("--n", min=1, help="How many images, from the first; 200 by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the attacks' randomness.")] = 0,
+    report: Annotated[Path | None, typer.Option("--json", help="Write everything to this file, too.")] = None,
+    min_robust: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Exit with 1 if less than this fraction withstands.")
+    ] = None,
+    lint: Annotated[
+        bool, typer.Option("--lint", help="Look for signs that the last attack failed for the wrong reason.")
+    ] = False,
+) -> None:
+    """Attack a model, and print what is left of its accuracy.
+
+    Robust accuracy is the fraction of images that the model gets right and goes on getting right whatever the attacks
+    try within a distance of eps. An image counts as broken as soon as one of them breaks it. The number is an upper
+    bound: it says that these attacks failed on the rest, not that every attack must. So give several, give them steps,
+    and let `--lint` look for the usual ways to be fooled. The 95 % interval tells where the number would lie with more
+    images; 200 leave several points open.
+
+    Exit codes: 0 fine, 1 less robust than `--min-robust`, 2 nothing could be measured.
+
+    ```text
+    advcourse evaluate cnn
+    advcourse evaluate cnn --attack fgsm --attack pgd --eps 8/255 --lint
+    advcourse evaluate runs/zoo/resnet.safetensors --norm l2 --eps 1.5
+    advcourse evaluate mine.py:load --data mine.npz --min-robust 0.5
+    ```
+    """
+    import torch
+
+    from .. import __version__
+    from ..evaluation import lint as look
+    from ..evaluation import worst_case
+    from ..files import write_whole
+    from ..threat import L1, L2, Ball, Linf
+    from .inputs import read_attack, read_eps, read_images, read_model
+    from .progress import watched
+
+    document: dict[str, Any] = {"advcourse": __version__, "model": model, "data": str(data or "Fashion-MNIST test")}
+
+    def save() -> None:
+        if report is not None:
+            write_whole(report, (json.dumps(document, indent=2) + "\n").encode())
+
+    try:
+        balls: dict[Norm, type[Ball]] = {Norm.linf: Linf, Norm.l2: L2, Norm.l1: L1}
+        ball = balls[norm](read_eps(eps))
+        attacks = {name: read_attack(name, ball, steps) for name in attack}
+        x, y = read_images(data, n)
+        network = read_model(model, x)
+        if report is not None:
+            report.parent.mkdir(parents=True, exist_ok=True)  # fails now and not after the attacks
+        generator = torch.Generator().manual_seed(seed)
+        with watched(attacks) as shown:
+            result = worst_case(network, shown, x, y, ball, generator=generator)
+        typer.echo(str(result))
+        document |= {"seed": seed, **result.as_dict()}
+        save()  # before the lint, which may take a while
+        if lint:
+            *others, last = attacks
+            findings = look(network, attacks[last], x, y, {name: attacks[name] for name in others}, generator=generator)
+            typer.echo("\n" + ("\n".join(f"! {finding}" for finding in findings) or f"{last}: nothing to worry about"))
+            document["findings"] = [asdict(finding) for finding in findings]
+            save()
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(130) from None
+    if min_robust is not None and result.robust_accuracy < min_robust:
+        typer.echo(f"robust accuracy {result.robust_accuracy:.1%} is below {min_robust:.1%}", err=True)
+        raise typer.Exit(1)

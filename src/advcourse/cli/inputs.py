@@ -1,0 +1,123 @@
+"""What words on the command line stand for: models, images, radii, attacks."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import models
+from ..attacks import APGD, FGSM, PGD, Attack, CarliniWagner, DeepFool
+from ..contract import Model
+from ..data import fashion_mnist
+from ..evaluation import predict
+from ..goals import dlr
+from ..threat import Ball
+
+ATTACKS: dict[str, Callable[[Ball], Attack]] = {
+    "fgsm": FGSM,
+    "pgd": PGD,
+    "apgd": APGD,
+    "apgd-dlr": partial(APGD, loss=dlr),
+    "apgd-t": partial(APGD, loss=dlr, targets=9),
+    "cw": lambda ball: CarliniWagner(
+        steps=100, search_steps=6, step_size=0.1, initial_c=1.0
+    ),  # nearly as near, in seconds
+    "deepfool": lambda ball: DeepFool(),
+}
+"""From a name and a ball to an attack; minimum-norm attacks need no ball, and their reach is judged afterwards."""
+
+
+def read_attack(name: str, ball: Ball, steps: int | None) -> Attack:
+    """The attack of that name; `steps` in place of its own, if it takes steps."""
+    if name not in ATTACKS:
+        raise ValueError(f"there is no attack {name!r}; there are: {', '.join(ATTACKS)}")
+    attack: Any = ATTACKS[name](ball)
+    takes_steps = any(field.name == "steps" for field in fields(attack))
+    return replace(attack, steps=steps) if steps is not None and takes_steps else attack
+
+
+def read_eps(text: str) -> float:
+    """A radius: 0.1, 1e-2 or 8/255."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"eps must be a number such as 0.1 or 8/255, got {text!r}") from None
+
+
+def read_model(text: str, x: Tensor) -> Model:
+    """A model of the zoo, of a checkpoint that `advcourse zoo train` wrote, or of an engineer's own factory, after
+    trying it on an image of x."""
+    path, (place, colon, name) = Path(text), text.rpartition(":")
+    model: Any
+    if text in models.ZOO:
+        model = models.load(text)
+    elif path.suffix == ".safetensors":
+        model = models.load(path.stem, path.parent)
+    elif colon:
+        try:  # it is somebody else's code: whatever it raises, the answer is one line
+            factory = getattr(_module(place), name)
+            model = factory if isinstance(factory, nn.Module) else factory()
+        except Exception as error:
+            raise ValueError(f"{text} could not be loaded: {_one_line(error)}") from error
+    else:
+        raise ValueError(
+            f"there is no model {text!r}: give a name of the zoo ({', '.join(models.ZOO)}), the path of a checkpoint "
+            "NAME.safetensors with its NAME.json beside it, or a function of your own as file.py:function or "
+            "package.module:function"
+        )
+    try:
+        predict(model, x[:1])
+    except Exception as error:
+        raise ValueError(
+            f"{text} does not map images of shape {tuple(x.shape[1:])} to logits: {_one_line(error)}"
+        ) from error
+    return model
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _module(place: str) -> ModuleType:
+    path = Path(place)
+    # As for a script: what lies beside it can be imported.
+    sys.path.insert(0, str(path.parent.resolve()) if path.suffix == ".py" else str(Path.cwd()))
+    if path.suffix != ".py":
+        return importlib.import_module(place)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read_images(path: Path | None, n: int | None) -> tuple[Tensor, Tensor]:
+    """The first n images and labels, 200 or all there are by default: of the bundled test set, or of an .npz file."""
+    if path is None:
+        return fashion_mnist("test", n or 200)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            x, y = arrays["x"], arrays["y"]
+    except (ValueError, KeyError, AttributeError, TypeError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{path} must be an .npz file with images x (N, ...) and labels y (N,): {error}") from None
+    if y.dtype.kind not in "iu" or y.shape != x.shape[:1]:
+        raise ValueError(f"y in {path} must be integers of shape {x.shape[:1]}, got {y.dtype} of shape {y.shape}")
+    if x.dtype != np.uint8 and x.dtype.kind != "f":
+        raise ValueError(f"x in {path} must be floating point in [0, 1], or uint8, got {x.dtype}")
+    if n is not None and n > len(x):
+        raise ValueError(f"there are {len(x)} images in {path}, {n} were asked for")
+    rows = slice(n or 200)
+    images = torch.from_numpy(x[rows].astype(np.float32))
+    return (images / 255 if x.dtype == np.uint8 else images), torch.from_numpy(y[rows].astype(np.int64))

@@ -1,0 +1,27 @@
+"""Measuring: accuracy, clean and under the worst of several attacks, whether to believe it, and claims."""
+
+from .accuracy import accuracy, correct, fooling_rate, predict, robust_accuracy, wilson_interval
+from .claims import claim
+from .curves import accuracy_by_eps, success_by_distance
+from .landscape import directions, landscape
+from .lint import Finding, lint
+from .worst_case import Report, Row, worst_case
+
+__all__ = [
+    "Finding",
+    "Report",
+    "Row",
+    "accuracy",
+    "accuracy_by_eps",
+    "claim",
+    "correct",
+    "directions",
+    "fooling_rate",
+    "landscape",
+    "lint",
+    "predict",
+    "robust_accuracy",
+    "success_by_distance",
+    "wilson_interval",
+    "worst_case",
+]
