@@ -31,7 +31,7 @@ ATTACKS = [
 ]
 UNFINISHED = [
     *ATTACKS[:-1],
-    pytest.param(ATTACKS[-1], marks=pytest.mark.xfail(strict=True, reason="not passed on by nearest_face")),
+    pytest.param(ATTACKS[-1]),
 ]
 attacks = st.sampled_from(ATTACKS)
 X, Y = images(4, (5,)), torch.tensor([0, 1, 2, 0])
@@ -115,7 +115,6 @@ def test_unusable_labels_are_refused(
     refused(attack, MODEL, X, goal(y), *words)
 
 
-@pytest.mark.xfail(strict=True, reason="the source of Toward is not checked")
 @pytest.mark.parametrize("attack", [PGD(Linf(0.1)), APGD(Linf(0.1), 3), CarliniWagner(3, 2)])
 @pytest.mark.parametrize(
     ("source", "words"),
@@ -191,9 +190,6 @@ def test_a_gradient_that_is_not_a_number_is_refused(attack: Attack) -> None:
     refused(attack, lambda z: MODEL(z) + (0 * z[:, :1]).sqrt(), x, MODEL(x).argmax(1), "NaN", "gradient")
 
 
-OTHER_PRECISION = pytest.mark.xfail(strict=True, reason="states mix the two precisions")
-
-
 @pytest.mark.parametrize(
     "attack",
     [
@@ -201,9 +197,9 @@ OTHER_PRECISION = pytest.mark.xfail(strict=True, reason="states mix the two prec
         PGD(Linf(0.1), steps=3),
         PGD(Linf(0.1), 3, random_start=False),
         CarliniWagner(20, 3, 0.1, 1.0),
-        pytest.param(APGD(Linf(0.1), 3), marks=OTHER_PRECISION),
-        pytest.param(APGD(L2(0.1), 3, loss=dlr, targets=9, restarts=2), marks=OTHER_PRECISION),
-        pytest.param(DeepFool(), marks=OTHER_PRECISION),
+        pytest.param(APGD(Linf(0.1), 3)),
+        pytest.param(APGD(L2(0.1), 3, loss=dlr, targets=9, restarts=2)),
+        pytest.param(DeepFool()),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -77,7 +77,8 @@ class State:
         """The state before step 0, at clean images x; those that the verdict calls fooled are done."""
         unmet = x.new_full(x.shape[:1], -math.inf)
         met = verdict or Verdict(unmet, unmet > 0)
-        return cls(-1, x, x, met.loss, met.fooled, torch.where(met.fooled, met.loss, unmet))
+        loss = met.loss.to(x.dtype)
+        return cls(-1, x, x, loss, met.fooled, torch.where(met.fooled, loss, unmet))
 
     def met(self, rows: Tensor, points: Tensor, verdict: Verdict, better: Tensor) -> Self:
         """The next state: images `rows` (R,) stand at `points` (R, ...), which are their best so far where `better`."""
@@ -202,17 +203,18 @@ def follow(
             return
         if left < len(rows):
             rows, point, slope = rows[going], point[going], slope[going]
-        warned = warned or _warn_if_flat(slope.gradient, len(x), k)
+        warned = warned or warn_if_flat(slope.gradient, len(x), k)
         point = move(k, rows, point, slope)
 
 
-def _warn_if_flat(gradient: Tensor, images: int, step: int) -> bool:
+def warn_if_flat(gradient: Tensor, images: int, step: int) -> bool:
+    """Issue a `ZeroGradient` warning, and return whether it was due."""
     flat = gradient.flatten(1).abs().amax(1) == 0
     if not flat.any():
         return False
     warnings.warn(
         f"the gradient is exactly zero for {int(flat.sum())} of {images} images at step {step}: the loss is "
-        "saturated there, and failing to fool them proves nothing (try loss=margin)",
+        "saturated there, and failing to fool them proves nothing (the margin seldom is)",
         ZeroGradient,
         stacklevel=3,
     )
@@ -221,4 +223,5 @@ def _warn_if_flat(gradient: Tensor, images: int, step: int) -> bool:
 
 def _put(old: Tensor, rows: Tensor, new: Tensor) -> Tensor:
     # Rows are in order, so all of them are everything.
+    new = new.to(old.dtype)  # a model under autocast may answer in another one
     return new if len(rows) == len(old) else old.index_copy(0, rows, new)

@@ -8,7 +8,7 @@ from numbers import Integral, Real
 import torch
 from torch import Generator, Tensor, nn
 
-from .goals import Goal, Untargeted
+from .goals import Goal, Toward, Untargeted
 
 Model = Callable[[Tensor], Tensor]
 """Maps any number of images (N, ...) in [0, 1] to logits (N, K); as a rule a `torch.nn.Module` that normalises inside.
@@ -50,6 +50,8 @@ def check_goal(y_or_goal: Tensor | Goal, x: Tensor) -> Goal:
         raise ValueError(f"labels are on {labels.device} and images on {x.device}: move one of them")
     if labels.min() < 0:
         raise ValueError(f"labels must be in 0..K-1, got {labels.min()}")
+    if isinstance(goal, Toward):
+        check_goal(goal.source, x)
     return goal
 
 

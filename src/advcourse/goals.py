@@ -36,7 +36,7 @@ class Goal(ABC):
 
     @cached_property
     def largest(self) -> int:
-        """The largest label: the model needs one class more."""
+        """The largest label. The model needs at least one class more."""
         return int(self.labels.max())
 
     def rivals(self, logits: Tensor) -> Tensor:
@@ -92,6 +92,10 @@ class Toward(Targeted):
     def fooled(self, labels: Tensor) -> Tensor:
         return Untargeted(self.source).fooled(labels)
 
+    @cached_property
+    def largest(self) -> int:
+        return int(torch.maximum(self.labels, self.source).max())
+
     def rivals(self, logits: Tensor) -> Tensor:
         return logits.gather(1, self.source[:, None])
 
@@ -145,7 +149,7 @@ def dlr(logits: Tensor, goal: Goal) -> Tensor:
     With the logits sorted downwards, the spread is z_1 − z_3, or z_1 − (z_3 + z_4) / 2 when targeted. So the loss is
     the same for a·z + b, a > 0: no scale of the logits can flatten its gradient. With three classes the targeted spread
     is the untargeted one. With two the ratio would be ±1 everywhere, and the plain margin takes its place, as it does
-    where the spread is zero.
+    where the spread is zero or infinite.
 
     Example:
         >>> z = torch.tensor([[2.0, 5.0, 1.0]])
@@ -156,5 +160,6 @@ def dlr(logits: Tensor, goal: Goal) -> Tensor:
     if classes == 2:
         return lead
     top = logits.topk(min(classes, 4 if goal.sign > 0 else 3), dim=1).values
-    spread = top[:, 0] - top[:, 2:].mean(1)
-    return lead / torch.where(spread > 0, spread, 1)
+    low = top[:, 2:].where(top[:, 2:] > -math.inf, top[:, 2:3])  # a fourth class may be ruled out
+    spread = top[:, 0] - low.mean(1)
+    return lead / torch.where((spread > 0) & (spread < math.inf), spread, 1)

@@ -156,8 +156,8 @@ def landscape(ax: Axes, losses: Tensor, radius: float, label: str = "loss", boun
     ax.contour(side, side, heights, levels=8, colors="white", linewidths=0.5, alpha=0.6)
     if boundary and heights.min() < 0 < heights.max():
         ax.contour(side, side, heights, levels=[0], colors=COLORS["PGD"], linewidths=2.5)
-        ax.plot([], [], color=COLORS["PGD"], linewidth=2.5, label="fooled beyond this line")
-        ax.legend(loc="upper left", frameon=True, framealpha=0.9)
+        ax.plot([], [], color=COLORS["PGD"], linewidth=2.5, label="fooled beyond")
+        ax.legend(loc="upper left", frameon=True, framealpha=0.9, fontsize=8)
     ax.plot(0, 0, marker="X", color="white", markeredgecolor="black", markersize=10, linestyle="none")
     ax.set(xlabel="a, along the gradient's sign", ylabel="b, along random signs", aspect="equal")
     ax.grid(False)

@@ -210,7 +210,7 @@ class L1(Ball):
 
     @classmethod
     def stride(cls, gradient: Tensor, points: Tensor, left: float) -> Tensor:
-        return _on_the_largest(open_part(gradient, points), max(1, math.ceil(0.1 * left * points[0].numel())))
+        return _on_the_largest(open_part(gradient, points), max(1, math.ceil(0.1 * left**4 * points[0].numel())))
 
     @staticmethod
     def draw(like: Tensor, generator: Generator) -> Tensor:

@@ -110,16 +110,13 @@ def test_states_are_never_written_again() -> None:
         assert all(torch.equal(getattr(state, name), value) for name, value in copies.items())
 
 
-HALF = pytest.mark.xfail(strict=True, reason="the loss of a state is float32 then, in part")
-
-
 @pytest.mark.parametrize(
     "dtype",
     [
         torch.float64,
         torch.float32,
-        pytest.param(torch.float16, marks=HALF),
-        pytest.param(torch.bfloat16, marks=HALF),
+        pytest.param(torch.float16),
+        pytest.param(torch.bfloat16),
     ],
 )
 @pytest.mark.parametrize("shape", [(7,), (2, 3, 4)])

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import TypeVar
 
 import torch
@@ -56,7 +56,7 @@ class Attack(Hyperparameters, ABC):
         check_images(x)
         goal = check_goal(y_or_goal, x)
         with torch.inference_mode(False):  # copies, which the caller's later writes do not reach
-            x, goal = x.detach().clone(), replace(goal, labels=goal.labels.clone())
+            x, goal = x.detach().clone(), goal[torch.arange(len(x), device=x.device)]
         return watched(model, self.climb(model, x, goal, private_generator(generator, x)))
 
     @abstractmethod

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Generator, Tensor
 
-from ..ascent import State, Verdict
+from ..ascent import State, Verdict, warn_if_flat
 from ..contract import Model, check_number
 from ..goals import Goal, margin
 from ..gradients import Exact
@@ -20,7 +20,7 @@ from .minimum_norm import Nearest
 class CarliniWagner(Attack):
     """The L2 attack of Carlini & Wagner (2017, sections V and VI): the nearest image with a margin of `confidence`.
 
-    Adam minimises, over w,
+    Adam minimises, over w, ::
 
         |x(w) − x_0|² + c · max(confidence − margin(x(w)), 0),    x(w) = (tanh(w) + 1) / 2
 
@@ -67,12 +67,15 @@ class CarliniWagner(Attack):
             check_number(name, getattr(self, name), least)
         for name in "step_size", "initial_c":
             check_number(name, getattr(self, name), 0.0)
+        if self.initial_c == 0:
+            raise ValueError("initial_c must be positive: ten times nothing stays nothing")
 
     def climb(self, model: Model, x: Tensor, goal: Goal, generator: Generator) -> Iterator[State]:
         gradient = Exact(model, partial(margin, kappa=self.confidence), goal, self.batch_size)
         clean = gradient(x, torch.arange(len(x), device=x.device))
-        state = Nearest.at_clean(x, clean)
+        state = Nearest.at_clean(x, Verdict(self.initial_c * (clean.loss - self.confidence), clean.fooled))
         yield state
+        warn_if_flat(clean.gradient, len(x), 0)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         window = max(1, self.steps // 10)
         met: Verdict
@@ -109,4 +112,4 @@ class CarliniWagner(Attack):
                     rows, slope, last = rows[pays], slope[pays], objective[pays]
                     w, image, mean, square, center = (part[pays] for part in (w, image, mean, square, center))
             low, high = torch.where(hit, low, low.maximum(c)), torch.where(hit, high.minimum(c), high)
-            c = torch.where(high < torch.inf, (low + high) / 2, 10 * c)
+            c = torch.where(high < torch.inf, (low + high) / 2, (10 * c).clamp(max=1e10))

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from ..ascent import Slope, State, follow
 from ..contract import Model, check_logits, check_number
 from ..goals import Goal, Untargeted, margin
-from ..gradients import Exact
+from ..gradients import Exact, backpropagated
 from ..threat import L2, open_part, per_image
 from .base import Attack
 from .minimum_norm import Nearest
@@ -19,8 +19,9 @@ from .minimum_norm import Nearest
 class DeepFool(Attack):
     """DeepFool (Moosavi-Dezfooli et al. 2016, algorithm 2): a small L2 perturbation in a few steps. Untargeted.
 
-    Seen from x_k, the lead of class j over the label y is about f_j + <w_j, r>, with f_j = z_j − z_y and w_j = ∇f_j.
-    The nearest face of the label's region is where |f_j| / |w_j| is smallest, and a step goes there and a little on::
+    Seen from x_k, the lead of class j over the label y is about ``f_j + <w_j, r>``, with f_j = z_j − z_y and
+    w_j = ∇f_j. The nearest face of the label's region is where ``|f_j| / |w_j|`` is smallest, and a step goes there and
+    a little on::
 
         x_{k+1} = clip(x_k + (1 + overshoot) · |f_j| / |w_j|² · w_j)
 
@@ -79,15 +80,17 @@ def nearest_face(model: Model, x: Tensor, goal: Goal, classes: int) -> Slope:
         logits = check_logits(model(x), len(x), goal)
         rivals = goal.rivals(logits).topk(min(classes, logits.shape[1]) - 1, dim=1).values
         leads = rivals - logits.gather(1, goal.labels[:, None])
-        slopes = [torch.autograd.grad(lead.sum(), x, retain_graph=True)[0] for lead in leads.unbind(1)]
-    leads, fooled = leads.detach(), goal.fooled(logits.argmax(1))
+        fooled = goal.fooled(logits.argmax(1))
+        faces = [] if fooled.all() else [(lead.detach(), backpropagated(lead, x, True)) for lead in leads.unbind(1)]
+    leads = leads.detach()
     nearest, step = torch.full_like(leads[:, 0], torch.inf), torch.zeros_like(x)
-    for lead, slope in zip(leads.unbind(1), slopes, strict=True):
+    for lead, slope in faces:
         slope = open_part(slope, x)
-        length = L2.norm(slope)
+        direction = L2.steepest(slope)
+        length = (slope * direction).flatten(1).sum(1)
         # On the face itself, where rounding often ends, the distance is 0: go on at the authors' least pace.
         distance = torch.where(length > 0, (lead.abs() / length).clamp_min(1e-4), torch.inf)
         closer = distance < nearest
         nearest = torch.where(closer, distance, nearest)
-        step = torch.where(per_image(closer, x), per_image(distance / length, x) * slope, step)
+        step = torch.where(per_image(closer, x), per_image(distance, x) * direction, step)
     return Slope(leads[:, 0], fooled, step)

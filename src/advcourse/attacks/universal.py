@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
+from ..ascent import warn_if_flat
 from ..contract import Model, check_images, check_number, logits_of, private_generator
 from ..goals import Goal, Loss, Untargeted, cross_entropy
 from ..gradients import Exact
@@ -23,7 +24,8 @@ class Universal:
     Attributes:
         step: 0 for the start, then one more with every state.
         delta: the perturbation (1, ...), in the ball around 0.
-        fooled: the fraction of the images looked at last whose label it changes.
+        fooled: the fraction of the images looked at last whose label it changed; a minibatch method looks before it
+            steps, so its last state repeats the number of the one before.
     """
 
     step: int
@@ -34,6 +36,8 @@ class Universal:
 class Fitted(Hyperparameters, ABC):
     """A universal perturbation is fitted to a model and images, without labels: fooled is whom the model answers
     differently than without the perturbation."""
+
+    ball: Ball
 
     def fit(
         self, model: Model, x: Tensor, *, start: Tensor | None = None, generator: Generator | None = None
@@ -62,10 +66,12 @@ class Fitted(Hyperparameters, ABC):
     ) -> Iterator[Universal]:
         """The same computation, one `Universal` state at a time. Arguments and errors are those of `fit`."""
         check_images(x)
-        if start is not None and start.shape != x[:1].shape:
-            raise ValueError(f"start must have the shape of one image, {tuple(x[:1].shape)}, got {tuple(start.shape)}")
         x = x.detach().clone()
-        delta = torch.zeros_like(x[:1]) if start is None else start.detach().to(x)
+        delta = torch.zeros_like(x[:1])
+        if start is not None:
+            if not isinstance(start, Tensor) or start.shape != delta.shape or not start.isfinite().all():
+                raise ValueError(f"start must be a finite tensor of the shape of one image, {tuple(delta.shape)}")
+            delta = self.ball.project(start.detach().to(x), delta, box=(-1, 1))
         return watched(model, self.climb(model, x, delta, private_generator(generator, x)))
 
     @abstractmethod
@@ -111,6 +117,8 @@ class UniversalPerturbation(Fitted):
 
     def __post_init__(self) -> None:
         _check_ball(self.ball)
+        if not callable(self.loss):
+            raise ValueError(f"loss must be a function such as goals.margin, got {self.loss!r}")
         check_number("epochs", self.epochs, 1)
         check_number("batch_size", self.batch_size, 1)
         check_number("clip", self.clip, 0.0)
@@ -131,6 +139,8 @@ class UniversalPerturbation(Fitted):
                 slope = gradient(points, rows)
                 fooled = slope.fooled.float().mean().item()
                 yield Universal(step, delta, fooled)
+                if not (slope.fooled.any() or slope.gradient.any()):  # who is fooled may be flat, by the clip
+                    warn_if_flat(slope.gradient, len(x), step)
                 felt = open_part(slope.gradient, points).where(points == x[rows] + delta, 0)  # by those not clipped
                 climb = self.ball.steepest(felt.sum(0, keepdim=True))
                 step, delta = step + 1, self.ball.project(delta + step_size * climb, zero, box=(-1, 1))
@@ -173,6 +183,10 @@ class UniversalDeepFool(Fitted):
         _check_ball(self.ball)
         check_number("epochs", self.epochs, 1)
         check_number("rate", self.rate, 0.0)
+        if self.rate > 1:
+            raise ValueError(f"rate must be a fraction in [0, 1], got {self.rate}")
+        if not isinstance(self.deepfool, DeepFool):
+            raise ValueError(f"deepfool must be DeepFool(...), got {self.deepfool!r}")
 
     def climb(self, model: Model, x: Tensor, delta: Tensor, generator: Generator) -> Iterator[Universal]:
         own, zero = logits_of(model, x).argmax(1), torch.zeros_like(delta)
@@ -184,8 +198,8 @@ class UniversalDeepFool(Fitted):
             for i in torch.randperm(len(x), generator=generator, device=x.device).split(1):
                 start = (x[i] + delta).clamp(0, 1)
                 *_, last = self.deepfool.iterates(model, start, own[i])
-                if last.success.all():
-                    delta = self.ball.project(delta + last.best - start, zero, box=(-1, 1))
+                # A push that does not arrive comes back as the start and adds nothing.
+                delta = self.ball.project(delta + last.best - start, zero, box=(-1, 1))
 
 
 def _check_ball(ball: Ball) -> None:

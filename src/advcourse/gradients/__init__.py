@@ -1,5 +1,5 @@
 """Where a gradient comes from: backpropagation (exact)."""
 
-from .exact import Exact
+from .exact import Exact, backpropagated
 
-__all__ = ["Exact"]
+__all__ = ["Exact", "backpropagated"]

@@ -72,14 +72,24 @@ class Exact:
         with torch.enable_grad():
             points = points.detach().requires_grad_()
             loss, fooled = self._look(points, owner)
-            gradient = None
-            if loss.requires_grad:
-                (gradient,) = torch.autograd.grad(loss.sum(), points, allow_unused=True)
-        if gradient is None:
-            raise ValueError(
-                "the model's logits do not depend on its input differentiably, so there is no gradient to follow: it "
-                "detaches, rounds or leaves torch on the way; attack it through an oracle instead"
-            )
-        if gradient.amax().isnan():
-            raise ValueError("the gradient of the loss holds NaN: the model or the loss divides 0 by 0 on the way back")
+            gradient = backpropagated(loss, points)
         return loss.detach(), fooled, gradient
+
+
+def backpropagated(loss: Tensor, points: Tensor, again: bool = False) -> Tensor:
+    """The gradient of the summed losses (R,) with respect to points (R, ...); `again` keeps the graph for another.
+
+    Raises:
+        ValueError: if there is none, or it holds NaN.
+    """
+    gradient = None
+    if loss.requires_grad:
+        (gradient,) = torch.autograd.grad(loss.sum(), points, allow_unused=True, retain_graph=again)
+    if gradient is None:
+        raise ValueError(
+            "the model's logits do not depend on its input differentiably, so there is no gradient to follow: it "
+            "detaches, rounds or leaves torch on the way; attack it through an oracle instead"
+        )
+    if gradient.amax().isnan():
+        raise ValueError("the gradient of the loss holds NaN: the model or the loss divides 0 by 0 on the way back")
+    return gradient
