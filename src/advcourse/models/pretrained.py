@@ -19,7 +19,7 @@ def torchvision(name: str, weights: str | Path | None = None) -> nn.Module:
     transforms say to which size, and `advcourse.data.imagenet_folder` takes both.
 
     Args:
-        name: as ``torchvision.models.list_models(torchvision.models)`` spells it.
+        name: as ``torchvision.models.list_models`` spells it.
         weights: by torchvision's name, such as "DEFAULT" or "IMAGENET1K_V1", downloaded once into torch's cache;
             a file with the network's state dict; or None for an untrained network, the same at every call.
 
