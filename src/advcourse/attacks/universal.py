@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..ascent import warn_if_flat
 from ..contract import Model, check_images, check_number, logits_of, private_generator
