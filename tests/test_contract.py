@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from advcourse.attacks import APGD, FGSM, PGD, Attack, CarliniWagner, DeepFool
-from advcourse.contract import check_number, evaluating
+from advcourse.contract import check_number, evaluating, modules_of
 from advcourse.goals import Targeted, Toward, Untargeted, dlr, margin
 from advcourse.threat import L2, Linf
 
@@ -324,11 +324,11 @@ def test_between_states_the_model_may_be_changed() -> None:
 def test_evaluating_restores_after_an_exception_and_accepts_any_callable() -> None:
     model = Mixed()
     before = model.found()
-    with pytest.raises(KeyboardInterrupt), evaluating(model):  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), evaluating(modules_of(model)):  # noqa: PT012
         model(X)
         raise KeyboardInterrupt
     assert model.found() == before
-    with evaluating(torch.sin):
+    with evaluating(modules_of(torch.sin)):
         pass
 
 

@@ -97,10 +97,15 @@ def private_generator(generator: Generator | None, x: Tensor) -> Generator:
     return torch.Generator(x.device).manual_seed(0) if generator is None else generator
 
 
+def modules_of(model: Model) -> list[nn.Module]:
+    """The model and all of its parts, if it is a module; to find them takes longer than to look at their modes."""
+    return list(model.modules()) if isinstance(model, nn.Module) else []
+
+
 @contextmanager
-def evaluating(model: Model) -> Iterator[None]:
-    """Eval mode inside; afterwards each submodule has its own train/eval flag back."""
-    training = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
+def evaluating(modules: list[nn.Module]) -> Iterator[None]:
+    """Eval mode inside; afterwards each module has its own train/eval flag back."""
+    training = [module for module in modules if module.training]
     try:
         for module in training:
             module.training = False

@@ -140,7 +140,10 @@ class Pace:
         too_few = self.rises[rows] < self.rho * window
         stuck = ~self.halved[rows] & (self.best_loss[rows] <= self.best_at_look[rows])
         halve = too_few | stuck
-        self.eta[rows] *= torch.where(halve, 0.5, 1.0).to(self.eta.dtype)
-        self.halved[rows], self.best_at_look[rows], self.rises[rows] = halve, self.best_loss[rows], 0
+        self.eta[rows[halve]] /= 2
+        self.halved[rows] = halve
+        self.best_at_look[rows] = self.best_loss[rows]
+        self.rises[rows] = 0
         back = per_image(halve, points)
-        return torch.where(back, self.best[rows], points), torch.where(back, self.best_gradient[rows], gradient)
+        points = torch.where(back, self.best[rows], points)
+        return points, torch.where(back, self.best_gradient[rows], gradient)

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..ascent import State
-from ..contract import Model, check_goal, check_images, evaluating, private_generator
+from ..contract import Model, check_goal, check_images, evaluating, modules_of, private_generator
 from ..goals import Goal
 
 S = TypeVar("S")
@@ -66,8 +66,9 @@ class Attack(Hyperparameters, ABC):
 
 def watched(model: Model, states: Iterator[S]) -> Iterator[S]:
     """The same states, each computed in eval mode and without autograd, which the caller has as before in between."""
+    modules = modules_of(model)
     while True:
-        with evaluating(model), torch.inference_mode(False), torch.no_grad():
+        with evaluating(modules), torch.inference_mode(False), torch.no_grad():
             state = next(states, None)
         if state is None:
             return

@@ -94,7 +94,8 @@ class CarliniWagner(Attack):
                 descent *= 2 * image * (1 - image)  # dx/dw
                 mean.lerp_(descent, 0.1)
                 square.lerp_(descent.square(), 0.001)
-                w -= self.step_size / (1 - 0.9**step) * mean / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+                rate = self.step_size / (1 - 0.9**step)
+                w -= rate * mean / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
                 image = (w.tanh() + 1) / 2
                 points = image.to(x.dtype)
                 if step < self.steps:

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..attacks import Attack
-from ..contract import Model, check_goal, check_images, check_logits, evaluating
+from ..contract import Model, check_goal, check_images, check_logits, evaluating, modules_of
 from ..goals import Goal
 
 
@@ -22,7 +22,7 @@ def predict(model: Model, x: Tensor, batch_size: int = 512, goal: Goal | None = 
     Raises:
         ValueError: if the model's answers are not as an attack demands them.
     """
-    with evaluating(model), torch.no_grad():
+    with evaluating(modules_of(model)), torch.no_grad():
         return torch.cat([check_logits(model(part), len(part), goal) for part in x.split(batch_size)])
 
 

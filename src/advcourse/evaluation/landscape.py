@@ -3,7 +3,7 @@
 import torch
 from torch import Generator, Tensor
 
-from ..contract import Model, check_goal, check_images, check_number, evaluating, private_generator
+from ..contract import Model, check_goal, check_images, check_number, evaluating, modules_of, private_generator
 from ..goals import Goal, Loss, cross_entropy
 from ..gradients import Exact
 from .accuracy import predict
@@ -43,7 +43,7 @@ def directions(
         (tensor([[1., 1., 1., 1.]]), tensor([[1., 1., 1., 1.]]))
     """
     goal = _one(x, y_or_goal)
-    with evaluating(model):
+    with evaluating(modules_of(model)):
         gradient = Exact(model, loss, goal)(x, torch.zeros_like(goal.labels)).gradient
     coin = torch.randint(2, x.shape, generator=private_generator(generator, x), device=x.device)
     return gradient.sign(), (2 * coin - 1).to(x.dtype)

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from ..ascent import State, Verdict, ZeroGradient
 from ..attacks import Attack
-from ..contract import Model, evaluating
+from ..contract import Model, evaluating, modules_of
 from ..goals import Goal, Untargeted, cross_entropy, margin
 from ..gradients import Exact
 from ..threat import Ball
@@ -188,7 +188,7 @@ def _zero_gradient(trial: _Trial) -> Iterator[Finding]:
     goal, rows = Untargeted(trial.y), torch.arange(len(trial.y), device=trial.y.device)
     flat = {}
     for loss in dict.fromkeys((getattr(trial.attack, "loss", cross_entropy), margin)):
-        with evaluating(trial.model):
+        with evaluating(modules_of(trial.model)):
             gradient = Exact(trial.model, loss, goal)(trial.x, rows).gradient
         flat[f"of {getattr(loss, '__name__', loss)}"] = _fraction((gradient.flatten(1) == 0).all(1))
     if max(flat.values()) >= MANY:
