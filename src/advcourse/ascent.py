@@ -207,9 +207,14 @@ def follow(
         point = move(k, rows, point, slope)
 
 
+def is_flat(gradient: Tensor) -> Tensor:
+    """Of which images the gradient (N, ...) is exactly zero: bool (N,)."""
+    return gradient.flatten(1).abs().amax(1) == 0
+
+
 def warn_if_flat(gradient: Tensor, images: int, step: int) -> bool:
     """Issue a `ZeroGradient` warning, and return whether it was due."""
-    flat = gradient.flatten(1).abs().amax(1) == 0
+    flat = is_flat(gradient)
     if not flat.any():
         return False
     warnings.warn(

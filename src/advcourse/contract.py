@@ -8,7 +8,8 @@ from numbers import Integral, Real
 import torch
 from torch import Generator, Tensor, nn
 
-from .goals import Goal, Toward, Untargeted
+from .goals import Goal, Loss, Toward, Untargeted
+from .threat import Ball
 
 Model = Callable[[Tensor], Tensor]
 """Maps any number of images (N, ...) in [0, 1] to logits (N, K); as a rule a `torch.nn.Module` that normalises inside.
@@ -90,6 +91,18 @@ def check_number(name: str, value: float, least: float) -> None:
     if isinstance(value, bool) or not isinstance(value, kind) or not least <= value < math.inf:
         what = "an integer" if isinstance(least, int) else "a finite number"
         raise ValueError(f"{name} must be {what} >= {least}, got {value!r}")
+
+
+def check_ball(ball: Ball) -> None:
+    """Raise `ValueError` unless this is a ball."""
+    if not isinstance(ball, Ball):
+        raise ValueError(f"ball must be Linf(eps), L2(eps) or L1(eps), got {ball!r}")
+
+
+def check_loss(loss: Loss) -> None:
+    """Raise `ValueError` unless this can be called."""
+    if not callable(loss):
+        raise ValueError(f"loss must be a function such as goals.margin, got {loss!r}")
 
 
 def private_generator(generator: Generator | None, x: Tensor) -> Generator:

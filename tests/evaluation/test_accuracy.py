@@ -112,7 +112,7 @@ def test_an_answer_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
         checks.append(rows)
         return logits
 
-    monkeypatch.setattr(import_module("advcourse.evaluation.accuracy"), "check_logits", recorded)
+    monkeypatch.setattr(import_module("advcourse.contract"), "check_logits", recorded)
     correct(network((5,)), images(7, (5,)), torch.zeros(7, dtype=torch.long))
     assert checks == [7]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..ascent import Slope, State, Verdict, follow
-from ..contract import Model, check_number, logits_of
+from ..contract import Model, check_loss, check_number, logits_of
 from ..goals import Goal, Loss, Targeted, Toward, cross_entropy
 from ..gradients import Exact
 from ..threat import L2, Ball, Linf, per_image
@@ -67,8 +67,7 @@ class APGD(Attack):
     def __post_init__(self) -> None:
         if not isinstance(self.ball, Linf | L2):
             raise ValueError(f"ball must be Linf(eps) or L2(eps), got {self.ball!r}; PGD takes L1(eps)")
-        if not callable(self.loss):
-            raise ValueError(f"loss must be a function such as goals.dlr, got {self.loss!r}")
+        check_loss(self.loss)
         for name, least in ("steps", 1), ("restarts", 1), ("targets", 0), ("batch_size", 1):
             check_number(name, getattr(self, name), least)
         check_number("rho", self.rho, 0.0)

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from ..ascent import Slope, State, follow
 from ..contract import Model, check_logits, check_number
 from ..goals import Goal, Untargeted, margin
-from ..gradients import Exact, backpropagated
+from ..gradients import Exact, backpropagated, in_chunks
 from ..threat import L2, open_part, per_image
 from .base import Attack
 from .minimum_norm import Nearest
@@ -58,10 +58,11 @@ class DeepFool(Attack):
         if not isinstance(goal, Untargeted):
             raise ValueError("DeepFool is untargeted: pass labels to get away from, or use CarliniWagner")
 
+        def face(points: Tensor, owner: Tensor) -> tuple[Tensor, ...]:
+            return nearest_face(model, points, goal[owner], self.classes)
+
         def to_the_face(points: Tensor, owner: Tensor) -> Slope:
-            parts = zip(points.split(self.batch_size), owner.split(self.batch_size), strict=True)
-            slopes = [nearest_face(model, part, goal[rows], self.classes) for part, rows in parts]
-            return Slope(*(torch.cat(values) for values in zip(*(vars(s).values() for s in slopes), strict=True)))
+            return Slope(*in_chunks(face, points, owner, self.batch_size))
 
         def move(step: int, rows: Tensor, points: Tensor, slope: Slope) -> Tensor:
             return (points + (1 + self.overshoot) * slope.gradient).clamp(0, 1)
@@ -73,8 +74,8 @@ class DeepFool(Attack):
             yield Nearest(**vars(replace(state, best=best)), distance=distance)
 
 
-def nearest_face(model: Model, x: Tensor, goal: Goal, classes: int) -> Slope:
-    """The margin at x (N, ...), and as gradient the step to the nearest face of the linearised region (N, ...)."""
+def nearest_face(model: Model, x: Tensor, goal: Goal, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The margin at x (N,), who is fooled, and the step to the nearest face of the linearised region (N, ...)."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         logits = check_logits(model(x), len(x), goal)
@@ -93,4 +94,4 @@ def nearest_face(model: Model, x: Tensor, goal: Goal, classes: int) -> Slope:
         closer = distance < nearest
         nearest = torch.where(closer, distance, nearest)
         step = torch.where(per_image(closer, x), per_image(distance, x) * direction, step)
-    return Slope(leads[:, 0], fooled, step)
+    return leads[:, 0], fooled, step

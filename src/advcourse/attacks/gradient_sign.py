@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..ascent import State, ascend
-from ..contract import Model, check_number
+from ..contract import Model, check_ball, check_loss, check_number
 from ..goals import Goal, Loss, cross_entropy
 from ..gradients import Exact
 from ..threat import Ball
@@ -54,10 +54,8 @@ class PGD(Attack):
     batch_size: int = 512
 
     def __post_init__(self) -> None:
-        if not isinstance(self.ball, Ball):
-            raise ValueError(f"ball must be Linf(eps), L2(eps) or L1(eps), got {self.ball!r}")
-        if not callable(self.loss):
-            raise ValueError(f"loss must be a function such as goals.margin, got {self.loss!r}")
+        check_ball(self.ball)
+        check_loss(self.loss)
         check_number("steps", self.steps, 1)
         check_number("restarts", self.restarts, 1)
         check_number("batch_size", self.batch_size, 1)

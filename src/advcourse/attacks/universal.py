@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from ..ascent import warn_if_flat
-from ..contract import Model, check_images, check_number, logits_of, private_generator
+from ..contract import Model, check_ball, check_images, check_loss, check_number, logits_of, private_generator
 from ..goals import Goal, Loss, Untargeted, cross_entropy
 from ..gradients import Exact
 from ..threat import Ball, open_part
@@ -116,9 +116,8 @@ class UniversalPerturbation(Fitted):
     batch_size: int = 128
 
     def __post_init__(self) -> None:
-        _check_ball(self.ball)
-        if not callable(self.loss):
-            raise ValueError(f"loss must be a function such as goals.margin, got {self.loss!r}")
+        check_ball(self.ball)
+        check_loss(self.loss)
         check_number("epochs", self.epochs, 1)
         check_number("batch_size", self.batch_size, 1)
         check_number("clip", self.clip, 0.0)
@@ -180,7 +179,7 @@ class UniversalDeepFool(Fitted):
     deepfool: DeepFool = field(default=DeepFool(steps=10))
 
     def __post_init__(self) -> None:
-        _check_ball(self.ball)
+        check_ball(self.ball)
         check_number("epochs", self.epochs, 1)
         check_number("rate", self.rate, 0.0)
         if self.rate > 1:
@@ -200,8 +199,3 @@ class UniversalDeepFool(Fitted):
                 *_, last = self.deepfool.iterates(model, start, own[i])
                 # A push that does not arrive comes back as the start and adds nothing.
                 delta = self.ball.project(delta + last.best - start, zero, box=(-1, 1))
-
-
-def _check_ball(ball: Ball) -> None:
-    if not isinstance(ball, Ball):
-        raise ValueError(f"ball must be Linf(eps), L2(eps) or L1(eps), got {ball!r}")

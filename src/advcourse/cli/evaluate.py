@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .endings import one_line
+
 
 class Norm(StrEnum):
     linf = "linf"
@@ -92,7 +94,7 @@ def evaluate(
         if report is not None:
             write_whole(report, (json.dumps(document, indent=2) + "\n").encode())
 
-    try:
+    with one_line("interrupted"):
         balls: dict[Norm, type[Ball]] = {Norm.linf: Linf, Norm.l2: L2, Norm.l1: L1}
         ball = balls[norm](read_eps(eps))
         attacks = {name: read_attack(name, ball, steps) for name in attack}
@@ -112,12 +114,6 @@ def evaluate(
             typer.echo("\n" + ("\n".join(f"! {finding}" for finding in findings) or f"{last}: nothing to worry about"))
             document["findings"] = [asdict(finding) for finding in findings]
             save()
-    except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        raise typer.Exit(130) from None
     if min_robust is not None and result.robust_accuracy < min_robust:
         typer.echo(f"robust accuracy {result.robust_accuracy:.1%} is below {min_robust:.1%}", err=True)
         raise typer.Exit(1)

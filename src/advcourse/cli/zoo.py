@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from .endings import one_line
+
 zoo = typer.Typer(help="The small trained networks that the course attacks.", no_args_is_help=True)
 
 
@@ -40,15 +42,9 @@ def train(
     from ..models.zoo import ZOO, entry
     from ..training.zoo import train_entry
 
-    try:
+    with one_line("interrupted; run the same command again to go on from the last epoch"):
         for name in names or list(ZOO):
             entry(name)
         for name in names or list(ZOO):
             card = train_entry(name, out, root)
             typer.echo(f"{name}: accuracy {card['accuracy']:.2%}, written to {out / name}.safetensors")
-    except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted; run the same command again to go on from the last epoch", err=True)
-        raise typer.Exit(130) from None

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..attacks import Attack
-from ..contract import Model, check_goal, check_images, check_logits, evaluating, modules_of
+from ..contract import Model, check_goal, check_images, evaluating, logits_of, modules_of
 from ..goals import Goal
 
 
@@ -23,7 +23,7 @@ def predict(model: Model, x: Tensor, batch_size: int = 512, goal: Goal | None = 
         ValueError: if the model's answers are not as an attack demands them.
     """
     with evaluating(modules_of(model)), torch.no_grad():
-        return torch.cat([check_logits(model(part), len(part), goal) for part in x.split(batch_size)])
+        return logits_of(model, x, goal, batch_size)
 
 
 def correct(model: Model, x: Tensor, y: Tensor) -> Tensor:

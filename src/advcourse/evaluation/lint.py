@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Generator, Tensor
 
-from ..ascent import State, Verdict, ZeroGradient
+from ..ascent import State, Verdict, ZeroGradient, is_flat
 from ..attacks import Attack
 from ..contract import Model, evaluating, modules_of
 from ..goals import Goal, Untargeted, cross_entropy, margin
@@ -190,7 +190,7 @@ def _zero_gradient(trial: _Trial) -> Iterator[Finding]:
     for loss in dict.fromkeys((getattr(trial.attack, "loss", cross_entropy), margin)):
         with evaluating(modules_of(trial.model)):
             gradient = Exact(trial.model, loss, goal)(trial.x, rows).gradient
-        flat[f"of {getattr(loss, '__name__', loss)}"] = _fraction((gradient.flatten(1) == 0).all(1))
+        flat[f"of {getattr(loss, '__name__', loss)}"] = _fraction(is_flat(gradient))
     if max(flat.values()) >= MANY:
         yield Finding(
             "zero gradient",

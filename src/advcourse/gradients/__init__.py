@@ -1,5 +1,5 @@
 """Where a gradient comes from: backpropagation (exact)."""
 
-from .exact import Exact, backpropagated
+from .exact import Exact, backpropagated, in_chunks
 
-__all__ = ["Exact", "backpropagated"]
+__all__ = ["Exact", "backpropagated", "in_chunks"]

@@ -44,20 +44,12 @@ class Exact:
 
     def __call__(self, points: Tensor, owner: Tensor) -> Slope:
         """Loss, verdict and gradient at points (R, ...) of images owner (R,)."""
-        return Slope(*self._in_chunks(self._climb, points, owner))
+        return Slope(*in_chunks(self._climb, points, owner, self.batch_size))
 
     def judge(self, points: Tensor, owner: Tensor) -> Verdict:
         """Loss and verdict at points (R, ...) of images owner (R,), by a forward pass alone."""
         with torch.no_grad():
-            return Verdict(*self._in_chunks(self._look, points, owner))
-
-    def _in_chunks(
-        self, ask: Callable[[Tensor, Tensor], tuple[Tensor, ...]], points: Tensor, owner: Tensor
-    ) -> tuple[Tensor, ...]:
-        if len(points) <= self.batch_size:
-            return ask(points, owner)
-        chunks = zip(points.split(self.batch_size), owner.split(self.batch_size), strict=True)
-        return tuple(torch.cat(values) for values in zip(*(ask(*chunk) for chunk in chunks), strict=True))
+            return Verdict(*in_chunks(self._look, points, owner, self.batch_size))
 
     def _look(self, points: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
         goal = self.goal[owner]
@@ -74,6 +66,16 @@ class Exact:
             loss, fooled = self._look(points, owner)
             gradient = backpropagated(loss, points)
         return loss.detach(), fooled, gradient
+
+
+def in_chunks(
+    ask: Callable[[Tensor, Tensor], tuple[Tensor, ...]], points: Tensor, owner: Tensor, batch_size: int
+) -> tuple[Tensor, ...]:
+    """What `ask` answers about points (R, ...) of images owner (R,), so many at a time."""
+    if len(points) <= batch_size:
+        return ask(points, owner)
+    chunks = zip(points.split(batch_size), owner.split(batch_size), strict=True)
+    return tuple(torch.cat(values) for values in zip(*(ask(*chunk) for chunk in chunks), strict=True))
 
 
 def backpropagated(loss: Tensor, points: Tensor, again: bool = False) -> Tensor:
