@@ -313,8 +313,8 @@ def test_a_push_that_does_not_arrive_is_left_out() -> None:
     *_, last = UniversalDeepFool(Linf(1.0), 2).iterates(model, x)
     assert not last.delta.any()
     # One image arrives and the other does not, whichever comes first.
-    x[0] = torch.tensor([0.95, 0.0])
-    model = Linear(torch.tensor([3.0, -1.0]).double(), -2.95)
+    x[:2] = torch.tensor([[0.95, 0.5], [0.5, 0.0]])
+    model = Linear(torch.tensor([3.0, -1.0]).double(), -2.45)
     assert last_success(model, x[:2]) == [True, False]
     for seed in range(3):
         delta = UniversalDeepFool(Linf(1.0), 1, deepfool=DeepFool(1)).fit(model, x[:2], generator=rng(seed))

@@ -10,7 +10,7 @@ from ..ascent import Slope, State, follow
 from ..contract import Model, check_logits, check_number
 from ..goals import Goal, Untargeted, margin
 from ..gradients import Exact, backpropagated, in_chunks
-from ..threat import L2, open_part, per_image
+from ..threat import L2, per_image
 from .base import Attack
 from .minimum_norm import Nearest
 
@@ -25,10 +25,10 @@ class DeepFool(Attack):
 
         x_{k+1} = clip(x_k + (1 + overshoot) · |f_j| / |w_j|² · w_j)
 
-    On a linear model one step does it, at 1 + overshoot times the least distance. The step is clipped to [0, 1], and
-    features that stand on the face of the box and could only leave it take no part in w; the paper knows no box. An
-    image is done as soon as it is fooled. A step costs a pass forward and ``min(classes, K) − 1`` backward, the last
-    iterate a pass forward.
+    On a linear model one step does it, at 1 + overshoot times the least distance. The paper knows no box: here each
+    step is clipped to [0, 1], so where w asks for what a pixel cannot give, it takes some steps more. An image is done
+    as soon as it is fooled. A step costs a pass forward and ``min(classes, K) − 1`` backward, the last iterate a pass
+    forward.
 
     Args:
         steps: at most so many.
@@ -86,7 +86,6 @@ def nearest_face(model: Model, x: Tensor, goal: Goal, classes: int) -> tuple[Ten
     leads = leads.detach()
     nearest, step = torch.full_like(leads[:, 0], torch.inf), torch.zeros_like(x)
     for lead, slope in faces:
-        slope = open_part(slope, x)
         direction = L2.steepest(slope)
         length = (slope * direction).flatten(1).sum(1)
         # On the face itself, where rounding often ends, the distance is 0: go on at the authors' least pace.
