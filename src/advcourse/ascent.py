@@ -9,8 +9,8 @@ as every attacker must, and gets back a slope: a gradient, with the loss and the
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -33,8 +33,18 @@ class Slope(Verdict):
 
     gradient: Tensor
 
+    symptom: ClassVar[str] = "the gradient is exactly zero"
+    remedy: ClassVar[str] = (
+        "the loss is saturated there, and failing to fool them proves nothing (the margin seldom is)"
+    )
+
     def __getitem__(self, rows: Tensor) -> Self:
-        return type(self)(self.loss[rows], self.fooled[rows], self.gradient[rows])
+        return type(self)(*(getattr(self, each.name)[rows] for each in fields(self)))
+
+    @property
+    def flat(self) -> Tensor:
+        """Where the gradient says nothing: bool (R,)."""
+        return self.gradient.flatten(1).abs().amax(1) == 0
 
 
 Gradient = Callable[[Tensor, Tensor], Slope]
@@ -166,7 +176,7 @@ def follow(
         gradient: what is known about a point; see `Gradient`.
         move: where to go from there; see `Move`.
         x: clean images (N, ...).
-        steps: number of moves.
+        steps: number of moves; with a judge also none, to judge the start and no more.
         start: the first iterate (N, ...), x by default.
         judge: judges the last iterate, and makes images stop; see `Judge`.
         after: the state of an earlier climb on the same images, to carry on from; images that it fooled are done.
@@ -177,7 +187,7 @@ def follow(
     Raises:
         ValueError: if `steps` is not a positive integer.
     """
-    check_number("steps", steps, 1)
+    check_number("steps", steps, 0 if judge else 1)
     state = after or State.before(x)
     rows = (~state.success).nonzero().squeeze(1)
     if len(rows) == 0:
@@ -203,27 +213,18 @@ def follow(
             return
         if left < len(rows):
             rows, point, slope = rows[going], point[going], slope[going]
-        warned = warned or warn_if_flat(slope.gradient, len(x), k)
+        warned = warned or warn_if_flat(slope, len(x), k)
         point = move(k, rows, point, slope)
 
 
-def is_flat(gradient: Tensor) -> Tensor:
-    """Of which images the gradient (N, ...) is exactly zero: bool (N,)."""
-    return gradient.flatten(1).abs().amax(1) == 0
-
-
-def warn_if_flat(gradient: Tensor, images: int, step: int) -> bool:
+def warn_if_flat(slope: Slope, images: int, step: int) -> bool:
     """Issue a `ZeroGradient` warning, and return whether it was due."""
-    flat = is_flat(gradient)
-    if not flat.any():
-        return False
-    warnings.warn(
-        f"the gradient is exactly zero for {int(flat.sum())} of {images} images at step {step}: the loss is "
-        "saturated there, and failing to fool them proves nothing (the margin seldom is)",
-        ZeroGradient,
-        stacklevel=3,
-    )
-    return True
+    flat = int(slope.flat.sum())
+    if flat:
+        warnings.warn(
+            f"{slope.symptom} for {flat} of {images} images at step {step}: {slope.remedy}", ZeroGradient, stacklevel=3
+        )
+    return flat > 0
 
 
 def _put(old: Tensor, rows: Tensor, new: Tensor) -> Tensor:

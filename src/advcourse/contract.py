@@ -31,8 +31,9 @@ def check_images(x: Tensor) -> None:
         raise ValueError("images hold NaN or infinity: expected finite values in [0, 1]")
     if low < 0 or high > 1:
         raise ValueError(
-            f"images must lie in [0, 1], got [{low:.4g}, {high:.4g}]: normalisation belongs inside the model "
-            "(models.Normalized), and an overshoot of rounding size is cured by x.clamp(0, 1)"
+            f"images must lie in [0, 1], got [{low:.4g}, {high:.4g}]: what rescales them belongs inside the "
+            "model (models.Normalized for images, models.MinMax for the columns of a table, or the estimator's own "
+            "pipeline), and an overshoot of rounding size is cured by x.clamp(0, 1)"
         )
 
 
@@ -110,7 +111,7 @@ def private_generator(generator: Generator | None, x: Tensor) -> Generator:
     return torch.Generator(x.device).manual_seed(0) if generator is None else generator
 
 
-def modules_of(model: Model) -> list[nn.Module]:
+def modules_of(model: object) -> list[nn.Module]:
     """The model and all of its parts, if it is a module; to find them takes longer than to look at their modes."""
     return list(model.modules()) if isinstance(model, nn.Module) else []
 

@@ -7,16 +7,21 @@ from .carlini_wagner import CarliniWagner
 from .deepfool import DeepFool
 from .gradient_sign import FGSM, PGD
 from .minimum_norm import Nearest
+from .nes import NES
+from .query import Queried, QueryAttack
 from .universal import UniversalDeepFool, UniversalPerturbation
 
 __all__ = [
     "APGD",
     "FGSM",
+    "NES",
     "PGD",
     "Attack",
     "CarliniWagner",
     "DeepFool",
     "Nearest",
+    "Queried",
+    "QueryAttack",
     "State",
     "UniversalDeepFool",
     "UniversalPerturbation",

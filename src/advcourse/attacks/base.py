@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -53,18 +53,23 @@ class Attack(Hyperparameters, ABC):
         self, model: Model, x: Tensor, y_or_goal: Tensor | Goal, *, generator: Generator | None = None
     ) -> Iterator[State]:
         """The same computation, one `State` at a time. Arguments and errors are those of a call."""
-        check_images(x)
-        goal = check_goal(y_or_goal, x)
-        with torch.inference_mode(False):  # copies, which the caller's later writes do not reach
-            x, goal = x.detach().clone(), goal[torch.arange(len(x), device=x.device)]
+        x, goal = prepared(x, y_or_goal)
         return watched(model, self.climb(model, x, goal, private_generator(generator, x)))
 
     @abstractmethod
-    def climb(self, model: Model, x: Tensor, goal: Goal, generator: Generator) -> Iterator[State]:
+    def climb(self, model: Any, x: Tensor, goal: Goal, generator: Generator) -> Iterator[State]:
         """The attack itself, on checked inputs: yields states, runs without autograd, with the model in eval mode."""
 
 
-def watched(model: Model, states: Iterator[S]) -> Iterator[S]:
+def prepared(x: Tensor, y_or_goal: Tensor | Goal) -> tuple[Tensor, Goal]:
+    """The images and the goal after checking them: copies, which the caller's later writes do not reach."""
+    check_images(x)
+    goal = check_goal(y_or_goal, x)
+    with torch.inference_mode(False):
+        return x.detach().clone(), goal[torch.arange(len(x), device=x.device)]
+
+
+def watched(model: object, states: Iterator[S]) -> Iterator[S]:
     """The same states, each computed in eval mode and without autograd, which the caller has as before in between."""
     modules = modules_of(model)
     while True:

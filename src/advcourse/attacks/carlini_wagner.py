@@ -75,7 +75,7 @@ class CarliniWagner(Attack):
         clean = gradient(x, torch.arange(len(x), device=x.device))
         state = Nearest.at_clean(x, Verdict(self.initial_c * (clean.loss - self.confidence), clean.fooled))
         yield state
-        warn_if_flat(clean.gradient, len(x), 0)
+        warn_if_flat(clean, len(x), 0)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         window = max(1, self.steps // 10)
         met: Verdict

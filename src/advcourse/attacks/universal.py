@@ -139,7 +139,7 @@ class UniversalPerturbation(Fitted):
                 fooled = slope.fooled.float().mean().item()
                 yield Universal(step, delta, fooled)
                 if not (slope.fooled.any() or slope.gradient.any()):  # who is fooled may be flat, by the clip
-                    warn_if_flat(slope.gradient, len(x), step)
+                    warn_if_flat(slope, len(x), step)
                 felt = open_part(slope.gradient, points).where(points == x[rows] + delta, 0)  # by those not clipped
                 climb = self.ball.steepest(felt.sum(0, keepdim=True))
                 step, delta = step + 1, self.ball.project(delta + step_size * climb, zero, box=(-1, 1))

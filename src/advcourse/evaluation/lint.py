@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Generator, Tensor
 
-from ..ascent import State, Verdict, ZeroGradient, is_flat
+from ..ascent import State, Verdict, ZeroGradient
 from ..attacks import Attack
 from ..contract import Model, evaluating, modules_of
 from ..goals import Goal, Untargeted, cross_entropy, margin
@@ -189,8 +189,8 @@ def _zero_gradient(trial: _Trial) -> Iterator[Finding]:
     flat = {}
     for loss in dict.fromkeys((getattr(trial.attack, "loss", cross_entropy), margin)):
         with evaluating(modules_of(trial.model)):
-            gradient = Exact(trial.model, loss, goal)(trial.x, rows).gradient
-        flat[f"of {getattr(loss, '__name__', loss)}"] = _fraction(is_flat(gradient))
+            slope = Exact(trial.model, loss, goal)(trial.x, rows)
+        flat[f"of {getattr(loss, '__name__', loss)}"] = _fraction(slope.flat)
     if max(flat.values()) >= MANY:
         yield Finding(
             "zero gradient",

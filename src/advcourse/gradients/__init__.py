@@ -1,5 +1,6 @@
-"""Where a gradient comes from: backpropagation (exact)."""
+"""Where a gradient comes from: backpropagation (exact), finite differences of scores (estimated)."""
 
+from .estimated import Antithetic, Differences, Estimate, OneSided, Scored
 from .exact import Exact, backpropagated, in_chunks
 
-__all__ = ["Exact", "backpropagated", "in_chunks"]
+__all__ = ["Antithetic", "Differences", "Estimate", "Exact", "OneSided", "Scored", "backpropagated", "in_chunks"]
