@@ -21,15 +21,21 @@ from .threat import Ball
 
 @dataclass(frozen=True)
 class Verdict:
-    """What judging points (R, ...) tells: the loss (R,), and which of them are fooled, bool (R,)."""
+    """What judging points (R, ...) tells: the loss (R,), and which of them are fooled, bool (R,).
+
+    ``verdict[rows]`` is that on some of the points.
+    """
 
     loss: Tensor
     fooled: Tensor
 
+    def __getitem__(self, rows: Tensor) -> Self:
+        return type(self)(*(getattr(self, each.name)[rows] for each in fields(self)))
+
 
 @dataclass(frozen=True)
 class Slope(Verdict):
-    """A verdict with the gradient of the loss (R, ...). ``slope[rows]`` is that of some of the points."""
+    """A verdict with the gradient of the loss (R, ...)."""
 
     gradient: Tensor
 
@@ -37,9 +43,6 @@ class Slope(Verdict):
     remedy: ClassVar[str] = (
         "the loss is saturated there, and failing to fool them proves nothing (the margin seldom is)"
     )
-
-    def __getitem__(self, rows: Tensor) -> Self:
-        return type(self)(*(getattr(self, each.name)[rows] for each in fields(self)))
 
     @property
     def flat(self) -> Tensor:

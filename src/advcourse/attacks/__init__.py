@@ -9,6 +9,7 @@ from .gradient_sign import FGSM, PGD
 from .minimum_norm import Nearest
 from .nes import NES
 from .query import Queried, QueryAttack
+from .square import Square
 from .universal import UniversalDeepFool, UniversalPerturbation
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Nearest",
     "Queried",
     "QueryAttack",
+    "Square",
     "State",
     "UniversalDeepFool",
     "UniversalPerturbation",
