@@ -5,6 +5,7 @@ from .apgd import APGD
 from .base import Attack
 from .carlini_wagner import CarliniWagner
 from .deepfool import DeepFool
+from .genattack import GenAttack
 from .gradient_sign import FGSM, PGD
 from .minimum_norm import Nearest
 from .nes import NES
@@ -20,6 +21,7 @@ __all__ = [
     "Attack",
     "CarliniWagner",
     "DeepFool",
+    "GenAttack",
     "Nearest",
     "Queried",
     "QueryAttack",

@@ -130,7 +130,7 @@ class Signs:
         side = max(1, min(round((p * size) ** (1 / (x.ndim - 2))), min(x.shape[2:]) - 1))
         square = window(x, side, self.generator)
         proposal = best
-        for _ in range(10):  # a square that changes nothing would waste a query; with eps = 0 they all do
+        for _ in range(50 if self.ball.eps else 0):  # a square that changes nothing would waste a query
             idle = (proposal == best).flatten(1).all(1)
             if not idle.any():
                 break
@@ -159,7 +159,7 @@ class Bumps:
         if x.ndim != 4 or min(x.shape[2:]) < 3:
             raise ValueError(f"Square in L2 needs images (N, C, H, W) of 3 x 3 or more, got {tuple(x.shape)}")
         height, width = x.shape[2:]
-        side = max(3, height // 5)
+        side = min(max(3, height // 5), width)
         delta = torch.zeros_like(x)
         for top in range(height % side // 2, height - side + 1, side):
             for left in range(width % side // 2, width - side + 1, side):
@@ -174,7 +174,9 @@ class Bumps:
         delta = best - x
         used, total = length(delta.where(here | there, 0)), delta.square().sum((1, 2, 3), keepdim=True)
         bumps = torch.zeros_like(x).masked_scatter(here, self.bumps(x, side))
-        fresh = bumps + delta.where(here, 0) / (length(delta.where(here, 0)) + 1e-10)
+        # A bump that meets its own negative is turned over: what is left of it must be more than noise.
+        old, noise = delta.where(here, 0), torch.finfo(x.dtype).eps ** 0.5
+        fresh = bumps + old / (length(old) + noise)
         left = (self.ball.eps**2 - total).clamp_min(0) / x.shape[1]
         fresh *= (left + used.square()).sqrt() / length(fresh)
         delta = torch.where(here, fresh, delta.where(~there, 0))
