@@ -142,3 +142,24 @@ def write_tiny(folder: Path, packed: bool, seed: int = 0) -> Path:
             path = raw / f"{name}-{kind}-ubyte{'.gz' if packed else ''}"
             path.write_bytes(gzip.compress(content) if packed else content)
     return folder
+
+
+class Metered(nn.Module):
+    """A model that tells by the nearest clean image whose query a row is, and keeps how many each has made (N,).
+
+    One query over the limit makes it raise. It is sure of the owner, or fails: rows must stay within half the way from
+    one clean image to another.
+    """
+
+    def __init__(self, model: Callable[[Tensor], Tensor], x: Tensor, limit: float = float("inf")) -> None:
+        super().__init__()
+        self.model, self.clean, self.limit = model, x.flatten(1), limit
+        self.reach = torch.pdist(self.clean).min() / 2 if len(x) > 1 else float("inf")
+        self.asked = torch.zeros(len(x), dtype=torch.int64)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        distance, owner = torch.cdist(rows.flatten(1), self.clean).min(1)
+        assert (distance < self.reach).all()
+        self.asked += owner.bincount(minlength=len(self.asked))
+        assert (self.asked <= self.limit).all(), "one query too many"
+        return self.model(rows)

@@ -25,8 +25,9 @@ class NES(QueryAttack):
         g ← 1/(2nσ) · Σ u · (L(x + σu) − L(x − σu)),   m ← momentum · m + (1 − momentum) · g
         x ← Π(x + step_size · steepest(m))
 
-    from the clean image. When an image's loss is lower than it was `plateau` steps ago, its step size is divided by
-    `decay`, down to `least_step_size`; the authors do this for the mean loss of the samples, here it is that at x.
+    from the clean image. When the last of `plateau` losses of an image is lower than the first, its step size is
+    divided by `decay`, down to `least_step_size`, and another `plateau` begin; the authors do this for the mean loss of
+    the samples, here it is that at x.
     Each step costs ``2 · directions + 1`` queries, the last iterate one: it is judged before it is returned.
 
     The settings are those of the authors, who have 10,000 queries by default, but for one: they climb the
@@ -40,7 +41,7 @@ class NES(QueryAttack):
         sigma: how far apart the two of a pair are from the middle, in units of the input.
         step_size: length of the first steps in the ball's norm.
         momentum: how much of the old direction stays.
-        plateau: steps without progress after which the step size falls.
+        plateau: so many steps in a row without progress, and the step size falls.
         decay: what it is divided by.
         least_step_size: where it stops falling.
         loss: what to climb, larger when closer to fooled.
@@ -85,7 +86,7 @@ class NES(QueryAttack):
         judge = Scored(oracle, self.loss, goal)
         gradient = Antithetic(judge, self.directions, self.sigma, generator)
         steps = min(self.steps, (int(oracle.remaining.min()) - 1) // (1 + 2 * self.directions))
-        return follow(gradient, Inertia(self, x), x, steps, judge=judge)
+        yield from follow(gradient, Inertia(self, x), x, steps, judge=judge)
 
 
 class Inertia:
@@ -99,7 +100,8 @@ class Inertia:
     def __call__(self, step: int, rows: Tensor, points: Tensor, slope: Slope) -> Tensor:
         ball, losses = self.attack.ball, torch.cat([self.losses[rows, 1:], slope.loss[:, None]], 1)
         stuck = losses[:, -1] < losses[:, 0]
-        slower = (self.step_size[rows] / self.attack.decay).clamp_min(self.attack.least_step_size)
+        least = min(self.attack.step_size, self.attack.least_step_size)
+        slower = (self.step_size[rows] / self.attack.decay).clamp_min(least)
         self.step_size[rows] = torch.where(stuck, slower, self.step_size[rows])
         self.losses[rows] = torch.where(stuck[:, None], -torch.inf, losses)
         self.direction[rows] = self.direction[rows].lerp(slope.gradient, 1 - self.attack.momentum)

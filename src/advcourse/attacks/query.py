@@ -68,7 +68,7 @@ class QueryAttack(Attack):
             raise ValueError(f"{type(self).__name__} needs {self.window.__name__}(target, budget=...), got {oracle!r}")
         x, goal = prepared(x, y_or_goal)
         asked.begin(len(x), x.device)
-        return self._priced(asked, x, watched(asked, self.climb(asked, x, goal, private_generator(generator, x))))
+        return watched(asked, self._priced(asked, x, self.climb(asked, x, goal, private_generator(generator, x))))
 
     def _priced(self, oracle: Oracle, x: Tensor, states: Iterator[State]) -> Iterator[Queried]:
         norm = getattr(self, "ball", L2).norm

@@ -64,7 +64,7 @@ class Estimate(ABC):
     """A `Gradient` that asks around a point, along random directions u ~ N(0, I).
 
     A question is preceded by one about the point itself; for those that are fooled nothing more is asked, and their
-    gradient is 0. All directions are drawn before anything is asked.
+    gradient is 0. All directions are drawn before any is asked about.
 
     Args:
         judge: loss and verdict at points, as `Scored` gives them.
