@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from advcourse.ascent import ZeroGradient
 from advcourse.attacks import DeepFool, Nearest
+from advcourse.attacks.deepfool import LEAST
 from advcourse.goals import Targeted, Toward, Untargeted, margin
 from advcourse.threat import L2
 
@@ -182,7 +183,7 @@ def test_only_the_likeliest_classes_are_looked_at() -> None:
         counted = Counted(model)
         state = last_of(DeepFool(1, classes=classes), counted, x, y)
         looked = faces.gather(1, order[:, 1:classes]).min(1).values
-        torch.testing.assert_close(state.distance, 1.02 * looked)
+        torch.testing.assert_close(state.distance, 1.02 * looked.clamp_min(LEAST))
         some |= bool((looked > faces.min(1).values).any())
         assert counted.backwards == [7] * (min(classes, 10) - 1)
     assert some
@@ -221,7 +222,7 @@ def test_an_image_on_the_face_itself_gets_over_it() -> None:
     assert margin(model(x), Untargeted(y)).item() == 0
     state = last_of(DeepFool(), model, x, y)
     assert (state.step, state.success.item()) == (1, True)
-    assert state.distance.item() == pytest.approx(1.02e-4)
+    assert state.distance.item() == pytest.approx(1.02e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

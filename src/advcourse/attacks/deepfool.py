@@ -14,6 +14,9 @@ from ..threat import L2, per_image
 from .base import Attack
 from .minimum_norm import Nearest
 
+LEAST = 1e-3
+"""No step is shorter, in L2: a quarter of a grey level of one pixel."""
+
 
 @dataclass(frozen=True, repr=False)
 class DeepFool(Attack):
@@ -26,8 +29,8 @@ class DeepFool(Attack):
         x_{k+1} = clip(x_k + (1 + overshoot) · |f_j| / |w_j|² · w_j)
 
     On a linear model one step does it, at 1 + overshoot times the least distance. The paper knows no box: here each
-    step is clipped to [0, 1], so where w asks for what a pixel cannot give, it takes some steps more. An image is done
-    as soon as it is fooled. A step costs a pass forward and ``min(classes, K) − 1`` backward, the last iterate a pass
+    step is clipped to [0, 1], so where w asks for what a pixel cannot give, it takes some steps more. No step is
+    shorter than 0.001 (the authors' program adds 0.0001 to each). An image is done as soon as it is fooled. A step costs a pass forward and ``min(classes, K) − 1`` backward, the last iterate a pass
     forward.
 
     Args:
@@ -88,8 +91,8 @@ def nearest_face(model: Model, x: Tensor, goal: Goal, classes: int) -> tuple[Ten
     for lead, slope in faces:
         direction = L2.steepest(slope)
         length = (slope * direction).flatten(1).sum(1)
-        # On the face itself, where rounding often ends, the distance is 0: go on at the authors' least pace.
-        distance = torch.where(length > 0, (lead.abs() / length).clamp_min(1e-4), torch.inf)
+        # The last steps up to the face would be ever shorter, and on it there would be none.
+        distance = torch.where(length > 0, (lead.abs() / length).clamp_min(LEAST), torch.inf)
         closer = distance < nearest
         nearest = torch.where(closer, distance, nearest)
         step = torch.where(per_image(closer, x), per_image(distance, x) * direction, step)
