@@ -12,12 +12,14 @@ from .nes import NES
 from .query import Queried, QueryAttack
 from .square import Square
 from .universal import UniversalDeepFool, UniversalPerturbation
+from .zoo import ZOO
 
 __all__ = [
     "APGD",
     "FGSM",
     "NES",
     "PGD",
+    "ZOO",
     "Attack",
     "CarliniWagner",
     "DeepFool",
