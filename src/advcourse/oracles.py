@@ -22,7 +22,7 @@ Target = Any
 - a `torch.nn.Module` that maps rows (R, ...) in [0, 1] to logits (R, K), or to labels (R,), int64, with -1 for a
   refusal;
 - a fitted estimator of scikit-learn, or one that behaves like it, such as LightGBM's and XGBoost's: it sees rows
-  (R, D), and its K classes are numbered as in its `classes_`;
+  (R, D), and its K classes are numbered as in its `classes_`; any other answer is a refusal;
 - any other callable, handed a tensor of rows and answering, as a tensor or an array, probabilities (R, K) or labels
   (R,).
 """
@@ -85,15 +85,26 @@ class Oracle(ABC):
 
         Raises:
             BudgetExhausted: if some image cannot pay for all of its points.
-            ValueError: if an owner is not in the ledger, or the target's answer is unusable. Its own exceptions pass
-                through. Either way exactly the points that were sent are on the ledger.
+            ValueError: if there are no points, they are not floating point or NaN, an owner is not in the ledger, or
+                the target's answer is unusable. Its own exceptions pass through. In every case exactly the points that
+                were sent are on the ledger.
         """
-        price = owner.bincount(minlength=len(self.queries))
-        if len(owner) != len(points) or len(price) > len(self.queries):
+        n = len(self.queries)
+        if points.ndim < 2 or not points.is_floating_point() or points.numel() == 0 or points.isnan().any():
             raise ValueError(
-                f"points and owners must be equally many and owners in 0..{len(self.queries) - 1}, got {len(points)} "
-                f"points, {len(owner)} owners, the largest {owner.max()}: begin(n) opens a ledger for n images"
+                f"points must be floating point (R, ...) in [0, 1], some and without NaN, got {points.dtype} "
+                f"{tuple(points.shape)}: bytes are x.float() / 255, one point is x[None]"
             )
+        if owner.shape != points.shape[:1] or owner.dtype != torch.int64:
+            raise ValueError(
+                f"owner must name an image for each point, int64 ({len(points)},), got {owner.dtype} "
+                f"{tuple(owner.shape)}"
+            )
+        if owner.min() < 0 or owner.max() >= n:
+            raise ValueError(
+                f"the ledger has {n} images, got owners {owner.min()}..{owner.max()}: begin(n) opens one for 0..n-1"
+            )
+        price = owner.bincount(minlength=n)
         short = price > self.remaining
         if short.any():
             i = int(short.nonzero()[0])
@@ -104,7 +115,7 @@ class Oracle(ABC):
         answers = []
         with evaluating(self._modules), torch.no_grad():
             for rows, who in zip(points.split(self.batch_size), owner.split(self.batch_size), strict=True):
-                self.queries = self.queries + who.bincount(minlength=len(self.queries))
+                self.queries = self.queries + who.bincount(minlength=n)
                 answers.append(self._answer(rows.clamp(0, 1)))
         return torch.cat(answers)
 
@@ -125,7 +136,7 @@ class Scores(Oracle):
 
     def _answer(self, rows: Tensor) -> Tensor:
         logits = respond(self.target, rows)
-        if logits.ndim == 1:
+        if isinstance(logits, Tensor) and logits.ndim == 1 and not logits.is_floating_point():
             raise ValueError("the target answers labels and no scores: attack it through Labels")
         return check_logits(logits, len(rows)).softmax(1).to(rows.dtype)
 
@@ -142,12 +153,13 @@ class Labels(Oracle):
 
     def _answer(self, rows: Tensor) -> Tensor:
         answer = self.target(rows) if isinstance(self.target, nn.Module) else consult(self.target, rows, "predict")
-        if answer.ndim == 2:
+        if not isinstance(answer, Tensor) or (answer.ndim == 2 and answer.is_floating_point()):
             return check_logits(answer, len(rows)).argmax(1)
-        if answer.shape != (len(rows),) or answer.is_floating_point() or answer.min() < REFUSED:
+        if answer.shape != (len(rows),) or answer.is_floating_point() or answer.long().min() < REFUSED:
             raise ValueError(
                 f"the target must answer {len(rows)} rows with labels ({len(rows)},), integers from 0 on or -1 for a "
-                f"refusal, or with scores ({len(rows)}, K); got {answer.dtype} of shape {tuple(answer.shape)}"
+                f"refusal, or with floating point scores ({len(rows)}, K); got {answer.dtype} of shape "
+                f"{tuple(answer.shape)}"
             )
         return answer.long()
 
@@ -163,7 +175,7 @@ def respond(target: Target, rows: Tensor) -> Tensor:
     if isinstance(target, nn.Module):
         return target(rows)
     answer = consult(target, rows, "predict_proba" if hasattr(target, "predict_proba") else "predict")
-    if answer.ndim == 1:
+    if answer.ndim == 1 and not answer.is_floating_point():
         return answer
     if answer.ndim != 2 or len(answer) != len(rows) or not answer.is_floating_point():
         raise ValueError(
@@ -172,7 +184,7 @@ def respond(target: Target, rows: Tensor) -> Tensor:
         )
     if answer.isnan().any():
         raise ValueError("the target answered NaN")
-    if answer.min() < 0 or ((answer.sum(1) - 1).abs() > 1e-3).any():
+    if answer.min() < 0 or ((answer.sum(1) - 1).abs() > 0.05).any():
         raise ValueError(
             "a callable target must answer probabilities, rows that are >= 0 and add up to 1; if these are logits, "
             "answer their softmax"
@@ -183,13 +195,25 @@ def respond(target: Target, rows: Tensor) -> Tensor:
 def consult(target: Target, rows: Tensor, method: str) -> Tensor:
     """What an estimator's method, or a callable, answers about rows (R, ...): a tensor on their device.
 
-    Labels of an estimator become positions in its `classes_`.
+    Labels of an estimator become positions in its `classes_`; what is none of them is a refusal.
     """
     if hasattr(target, "predict"):
-        if not hasattr(target, "classes_"):
-            raise ValueError(f"{type(target).__name__} has no classes_: it is not fitted, or no classifier")
-        answer = np.asarray(getattr(target, method)(rows.flatten(1).cpu().numpy()))
+        classes = np.asarray(getattr(target, "classes_", None))
+        if classes.ndim != 1:
+            raise ValueError(
+                f"{type(target).__name__} has no one list of classes_: it is not fitted, or no classifier; what maps "
+                "rows to labels or probabilities in another way can be asked as a function"
+            )
+        numbers = rows.detach().to(torch.promote_types(rows.dtype, torch.float32)).flatten(1).cpu().numpy()
+        answer = np.asarray(getattr(target, method)(numbers))
         if method == "predict":
-            answer = np.searchsorted(target.classes_, answer)
+            match = answer[:, None] == classes
+            answer = np.where(match.any(1), match.argmax(1), REFUSED)
         return torch.from_numpy(answer).to(rows.device)
-    return torch.as_tensor(target(rows), device=rows.device)
+    answer = target(rows)
+    try:
+        return torch.as_tensor(answer if isinstance(answer, Tensor) else np.asarray(answer), device=rows.device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the target must answer with a tensor or an array of numbers, got {type(answer).__name__}: {error}"
+        ) from error

@@ -1,7 +1,8 @@
 """The Square attack: random search that never leaves the surface of the ball."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from ..contract import check_loss, check_number
 from ..goals import Goal, Loss, Untargeted, cross_entropy, margin
 from ..gradients import Scored
 from ..oracles import Scores
-from ..threat import L2, Ball, Linf, per_image
+from ..threat import L2, Ball, Linf
 from .query import QueryAttack, at_clean
 
 
@@ -64,6 +65,8 @@ class Square(QueryAttack):
     def climb(self, oracle: Scores, x: Tensor, goal: Goal, generator: Generator) -> Iterator[State]:
         loss = self.loss or (margin if isinstance(goal, Untargeted) else cross_entropy)
         judge = Scored(oracle, loss, goal)
+        if isinstance(self.ball, L2) and (x.ndim != 4 or min(x.shape[2:]) < 3):
+            raise ValueError(f"Square in L2 needs images (N, C, H, W) of 3 x 3 or more, got {tuple(x.shape)}")
         state = at_clean(judge, x)
         yield state
         walk = Signs(self.ball, generator) if isinstance(self.ball, Linf) else Bumps(self.ball, generator)
@@ -74,13 +77,14 @@ class Square(QueryAttack):
             if len(rows) == 0:
                 return
             center, best = clean[rows], state.best.view_as(clean)[rows]
-            proposal = (
-                walk.change(center, best, share(self.p or walk.p, step - 1, steps)) if step else walk.start(center)
-            )
-            proposal = proposal.view(len(rows), *x.shape[1:])
+            p = share(self.p or walk.p, step - 1, steps)
+            proposal = (walk.change(center, best, p) if step else walk.start(center)).view(len(rows), *x.shape[1:])
             met = judge(proposal, rows)
-            better = met.fooled | (met.loss > state.best_loss[rows])
-            state = state.met(rows[better], proposal[better], met[better], torch.ones_like(rows[better]))
+            kept = (met.fooled | (met.loss > state.best_loss[rows])).nonzero().squeeze(1)
+            if len(kept):
+                state = state.met(rows[kept], proposal[kept], met[kept], better=torch.ones_like(kept))
+            else:
+                state = replace(state, step=state.step + 1)
             yield state
 
 
@@ -115,29 +119,32 @@ class Signs:
     generator: Generator
     p: ClassVar[float] = 0.05
 
-    def signs(self, *shape: int, like: Tensor) -> Tensor:
-        coins = torch.randint(2, shape, generator=self.generator, device=like.device)
-        return (2 * coins - 1).to(like.dtype)
+    def coins(self, *shape: int, like: Tensor) -> Tensor:
+        return torch.randint(2, shape, generator=self.generator, device=like.device)
+
+    def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The images with all features at -eps, and all at +eps, as far as the box lets them."""
+        return self.ball.project(x - self.ball.eps, x), self.ball.project(x + self.ball.eps, x)
 
     def start(self, x: Tensor) -> Tensor:
         """Stripes: one sign for each channel and column of x (R, C, ..., W)."""
-        stripes = self.signs(*x.shape[:2], *[1] * (x.ndim - 3), x.shape[-1], like=x)
-        return self.ball.project(x + self.ball.eps * stripes, x)
+        low, high = self.ends(x)
+        return torch.where(self.coins(*x.shape[:2], *[1] * (x.ndim - 3), x.shape[-1], like=x) > 0, high, low)
 
     def change(self, x: Tensor, best: Tensor, p: float) -> Tensor:
         """`best` (R, C, ...) with one square changed."""
         size = x[0, 0].numel()
         side = max(1, min(round((p * size) ** (1 / (x.ndim - 2))), min(x.shape[2:]) - 1))
-        square = window(x, side, self.generator)
-        proposal = best
+        square, ends = window(x, side, self.generator), self.ends(x)
+        changes = torch.stack([(square & (end != best)).flatten(2).any(2) for end in ends], 2)
+        coins = self.coins(*x.shape[:2], like=x)
         for _ in range(50 if self.ball.eps else 0):  # a square that changes nothing would waste a query
-            idle = (proposal == best).flatten(1).all(1)
+            idle = ~changes.gather(2, coins[:, :, None]).any(1)
             if not idle.any():
                 break
-            signs = self.signs(*x.shape[:2], *[1] * (x.ndim - 2), like=x)
-            fresh = torch.where(square, self.ball.project(x + self.ball.eps * signs, x), best)
-            proposal = torch.where(per_image(idle, x), fresh, proposal)
-        return proposal
+            coins = torch.where(idle, self.coins(*coins.shape, like=x), coins)
+        signs = coins.view(*coins.shape, *[1] * (x.ndim - 2))
+        return torch.where(square, torch.where(signs > 0, ends[1], ends[0]), best)
 
 
 @dataclass(frozen=True)
@@ -156,8 +163,6 @@ class Bumps:
 
     def start(self, x: Tensor) -> Tensor:
         """A bump in each of some five by five tiles of x."""
-        if x.ndim != 4 or min(x.shape[2:]) < 3:
-            raise ValueError(f"Square in L2 needs images (N, C, H, W) of 3 x 3 or more, got {tuple(x.shape)}")
         height, width = x.shape[2:]
         side = min(max(3, height // 5), width)
         delta = torch.zeros_like(x)
@@ -188,6 +193,7 @@ def length(delta: Tensor) -> Tensor:
     return delta.square().sum((2, 3), keepdim=True).sqrt()
 
 
+@cache
 def bump(side: int) -> Tensor:
     """Two peaks side by side, one up and one down, of L2 length 1 together (section 3.4): (side, side)."""
     halves = []

@@ -1,19 +1,27 @@
 """Networks that expect images in [0, 1]: architectures, wrappers, and the trained ones that ship with the package."""
 
 from .architectures import cnn, densenet, inception, resnet, vgg
+from .defended import Detector, Projected, Quantized, Randomized, bit_depth, median_filter
 from .large import preactresnet18, wide_resnet
 from .pretrained import torchvision
-from .wrappers import Normalized
+from .wrappers import MinMax, Normalized
 from .zoo import ZOO, card, load
 
 __all__ = [
     "ZOO",
+    "Detector",
+    "MinMax",
     "Normalized",
+    "Projected",
+    "Quantized",
+    "Randomized",
+    "bit_depth",
     "card",
     "cnn",
     "densenet",
     "inception",
     "load",
+    "median_filter",
     "preactresnet18",
     "resnet",
     "torchvision",
