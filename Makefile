@@ -39,8 +39,8 @@ lab: setup ## open the chapters in JupyterLab
 serve: book ## serve the book at http://127.0.0.1:8000
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(SITE) 8000
 
-bench: setup .venv/bench-installed ## time the attacks side by side with other libraries
-	$(BIN)/python -m benchmarks.white_box $(BENCH)
+bench: setup .venv/bench-installed ## compare time and strength with other libraries
+	$(BIN)/python -m benchmarks $(BENCH)
 
 # adv-lib asks for visdom, which current setuptools cannot build and no attack needs: it comes without its dependencies.
 .venv/bench-installed: .venv/installed

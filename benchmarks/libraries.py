@@ -3,13 +3,18 @@
 Peers are imported where they are used: one that is missing, or that breaks, costs its own row and nothing else.
 """
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 
 import torch
 from torch import Tensor, nn
+
+from advcourse.goals import Goal, Targeted, Untargeted
+from advcourse.threat import L2, Ball, Linf
 
 from .measure import Run
 
@@ -20,13 +25,17 @@ class Task:
 
     Attributes:
         name: the attack.
-        steps: gradient steps; DeepFool may stop sooner.
+        steps: gradient steps or generations; some attacks stop sooner, and Square goes by its budget.
         eps: radius of the ball; None for attacks of minimum norm.
         random_start: begin at a draw from the ball (each library has its own), or at the clean image.
         search_steps: C&W's binary search for c, each of `steps` steps.
-        rate: C&W's learning rate.
-        initial_c: C&W's first c.
+        rate: C&W's and ZOO's learning rate.
+        initial_c: their first c.
         overshoot: DeepFool's.
+        budget: queries for each image; None where gradients are free.
+        samples: directions or coordinates of one estimate, each asked on both sides; members of a population.
+        p: share of the image in Square's first squares.
+        targeted: the labels are to be reached, and not to be left.
     """
 
     name: str
@@ -37,6 +46,10 @@ class Task:
     rate: float = 0.05
     initial_c: float = 1.0
     overshoot: float = 0.02
+    budget: int | None = None
+    samples: int = 1
+    p: float = 0.05
+    targeted: bool = False
 
     @property
     def step_size(self) -> float:
@@ -46,6 +59,32 @@ class Task:
     def norm(self) -> str:
         return "Linf" if self.eps is not None and not self.name.endswith("L2") else "L2"
 
+    @property
+    def ball(self) -> Ball:
+        return (Linf if self.norm == "Linf" else L2)(self.eps or 0.0)
+
+    def beyond(self, found: Tensor, x: Tensor) -> Tensor:
+        """How far points (R, ...) are outside of the balls around x (R,); negative inside."""
+        return self.ball.norm(found - x) - (float("inf") if self.eps is None else self.eps)
+
+    def allowed(self, found: Tensor, x: Tensor) -> Tensor:
+        """Which points are in [0, 1] and in their ball, but for rounding: bool (R,)."""
+        return ((found - found.clamp(0, 1)).flatten(1).abs().amax(1) <= 1e-5) & (self.beyond(found, x) <= 1e-5)
+
+    def goal(self, labels: Tensor) -> Goal:
+        return (Targeted if self.targeted else Untargeted)(labels)
+
+    @property
+    def shortened(self) -> Task:
+        """The same in a moment, to see that it runs."""
+        return replace(
+            self,
+            steps=min(self.steps, 3),
+            search_steps=min(self.search_steps, 2),
+            budget=self.budget and min(self.budget, 50),
+            samples=min(self.samples, 5),
+        )
+
 
 Library = Callable[[Task, nn.Module, int], Run | None]
 """Prepares a task on a model for batches of so many images; None if the library does not have the attack."""
@@ -53,9 +92,9 @@ Library = Callable[[Task, nn.Module, int], Run | None]
 
 def advcourse(task: Task, model: nn.Module, batch: int) -> Run | None:
     from advcourse import attacks, goals
-    from advcourse.threat import L2, Linf
+    from advcourse.oracles import Scores
 
-    ball = (Linf if task.norm == "Linf" else L2)(task.eps or 0.0)
+    ball = task.ball
     attack: attacks.Attack
     match task.name:
         case "FGSM":
@@ -70,8 +109,19 @@ def advcourse(task: Task, model: nn.Module, batch: int) -> Run | None:
             attack = attacks.CarliniWagner(task.steps, task.search_steps, task.rate, task.initial_c, abort_early=False)
         case "DeepFool":
             attack = attacks.DeepFool(task.steps, task.overshoot, classes=10)
+        case "Square" | "Square L2":  # as many proposals as the budget pays for
+            attack = attacks.Square(ball, p=task.p)
+        case "NES":
+            attack = attacks.NES(ball, task.steps, task.samples)
+        case "ZOO":
+            attack = attacks.ZOO(task.steps, task.samples, step_size=task.rate, initial_c=task.initial_c)
+        case "GenAttack":
+            attack = attacks.GenAttack(ball, task.steps, task.samples)
         case _:
             return None
+    if isinstance(attack, attacks.QueryAttack):
+        oracle = Scores(model, task.budget)
+        return lambda x, y: attack(oracle, x, task.goal(y))
     return lambda x, y: attack(model, x, y)
 
 
@@ -132,12 +182,21 @@ def foolbox(task: Task, model: nn.Module, batch: int) -> Run | None:
             )
         case "DeepFool":
             attack = attacks.L2DeepFoolAttack(steps=task.steps, candidates=10, overshoot=task.overshoot)
+        case "GenAttack":  # its other settings are made those of the paper
+            attack = attacks.GenAttack(
+                steps=task.steps,
+                population=task.samples,
+                mutation_probability=0.005,
+                mutation_range=0.2,
+                sampling_temperature=0.1,
+            )
         case _:
             return None
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
 
     def run(x: Tensor, y: Tensor) -> Tensor:
-        found = attack(wrapped, x, y, epsilons=task.eps)[1]
+        criterion = foolbox.criteria.TargetedMisclassification(y) if task.targeted else y
+        found = attack(wrapped, x, criterion, epsilons=task.eps)[1]
         # Where C&W finds nothing it hands back a black image, and counts it as fooled if the model errs on black.
         return found.where(found.flatten(1).any(1)[:, None, None, None], x) if task.name == "C&W" else found
 
@@ -162,6 +221,8 @@ def torchattacks(task: Task, model: nn.Module, batch: int) -> Run | None:
             return torchattacks.CW(model, c=task.initial_c, steps=task.steps * task.search_steps, lr=task.rate)
         case "DeepFool":
             return torchattacks.DeepFool(model, steps=task.steps, overshoot=task.overshoot)
+        case "Square" | "Square L2":
+            return torchattacks.Square(model, task.norm, task.eps, n_queries=task.budget, p_init=task.p)
     return None
 
 
@@ -197,6 +258,21 @@ def art(task: Task, model: nn.Module, batch: int) -> Run | None:
             )
         case "DeepFool":
             attack = evasion.DeepFool(classifier, task.steps, task.overshoot, nb_grads=10, **quiet)
+        case "Square" | "Square L2":
+            attack = evasion.SquareAttack(classifier, norm, max_iter=task.budget, eps=task.eps, p_init=task.p, **quiet)
+        case "ZOO":  # one image at a time, as it advises; its resizing makes images larger
+            attack = evasion.ZooAttack(
+                classifier,
+                learning_rate=task.rate,
+                max_iter=task.steps,
+                initial_const=task.initial_c,
+                abort_early=False,
+                use_resize=False,
+                use_importance=False,
+                nb_parallel=task.samples,
+                variable_h=1e-3,
+                verbose=False,
+            )
         case _:
             return None
     return lambda x, y: torch.from_numpy(attack.generate(x.numpy(), y.numpy()))

@@ -18,8 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from advcourse.goals import Goal
+
 Run = Callable[[Tensor, Tensor], Tensor]
 """An attack that is ready to go: images (N, ...) and labels (N,) to images (N, ...)."""
+
+Batches = Sequence[tuple[Tensor, Tensor]]
+"""Images and labels, one call each."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,35 @@ def recorded(model: nn.Module) -> Iterator[list[Pass]]:
         yield passes
     finally:
         handle.remove()
+
+
+class Witness:
+    """Counts the queries that a model gets about each of the images x (N, ...), and notes when it was first fooled.
+
+    A row is about the clean image that is nearest. That is certain as long as it is nearer than half the way from one
+    clean image to another; rows for which it is not are counted in `doubtful`.
+
+    Attributes:
+        sent: queries so far (N,), int64.
+        found: the queries that it took to fool the model at a point that was allowed (N,); infinite if it never was.
+    """
+
+    def __init__(self, x: Tensor, goal: Goal, allowed: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.x, self.goal, self.allowed = x, goal, allowed
+        self.reach = torch.pdist(x.flatten(1)).min().item() / 2 if len(x) > 1 else math.inf
+        self.sent = torch.zeros(len(x), dtype=torch.int64)
+        self.found = torch.full((len(x),), math.inf)
+        self.doubtful = 0
+
+    def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
+        rows = inputs[0].detach()
+        distance, owner = torch.cdist(rows.flatten(1), self.x.flatten(1)).min(1)
+        self.doubtful += int((~(distance < self.reach)).sum())  # NaN too
+        mine = F.one_hot(owner, len(self.x))
+        turn = self.sent[owner] + mine.cumsum(0).gather(1, owner[:, None]).squeeze(1)
+        hit = self.goal[owner].fooled(logits.argmax(1)) & self.allowed(rows, self.x[owner])
+        self.found.scatter_reduce_(0, owner[hit], turn[hit].to(self.found.dtype), "amin")
+        self.sent += mine.sum(0)
 
 
 class Floor:
@@ -108,7 +142,7 @@ class Timing:
 def race(
     model: nn.Module,
     entries: Mapping[str, Entry],
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Batches,
     nominal: tuple[Passes, ...],
     rounds: int,
     seconds: float = math.inf,
@@ -127,8 +161,9 @@ def race(
     jobs: dict[object, list[Callable[[], object]]] = {}
     for passes in {nominal, *(entry.passes for entry in entries.values())}:  # most libraries share a floor
         jobs[passes] = [Floor(model, x, y, one) for (x, y), one in zip(batches, passes, strict=True)]
-        for floor in jobs[passes]:  # a first run sets things up; contestants had theirs when they were recorded
-            floor()
+        for (x, y), one in zip(batches, passes, strict=True):
+            # The first pass of a kind sets things up; contestants had theirs when they were recorded.
+            Floor(model, x, y, tuple(dict.fromkeys(one)))()
     for name, entry in entries.items():
         jobs[name] = [partial(entry.run, x, y) for x, y in batches]
 

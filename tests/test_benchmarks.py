@@ -1,4 +1,4 @@
-"""The benchmark measures what it says: passes are counted right, and floors are made of the same passes."""
+"""The benchmark measures what it says: passes and queries are counted right, and floors are made of the same passes."""
 
 import json
 
@@ -6,11 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from advcourse.attacks import FGSM, PGD
+from advcourse.attacks import FGSM, NES, PGD, Square
+from advcourse.oracles import Scores
 from advcourse.threat import Linf
-from benchmarks import white_box
+from benchmarks import __main__ as bench
+from benchmarks import scores, white_box
 from benchmarks.libraries import LIBRARIES, Task
-from benchmarks.measure import Entry, Floor, Pass, race, recorded
+from benchmarks.measure import Entry, Floor, Pass, Witness, race, recorded
+
+from .helpers import network
 
 
 @pytest.fixture
@@ -78,18 +82,29 @@ def test_a_race_gives_everybody_turns_and_compares_within_a_round(model, batch):
     assert timings["a"].reference == 1
 
 
-def test_it_runs_without_the_peers_and_writes_its_tables(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(LIBRARIES, "foolbox", lambda task, model, batch: 1 / 0)
-    arguments = ["--quick", "--attacks", "fgsm", "pgd", "--libraries", "advcourse", "foolbox", "--output"]
-    threads = torch.get_num_threads()
-    try:
-        rows = white_box.main([*arguments, str(tmp_path)])
-    finally:
-        torch.set_num_threads(threads)
-    assert all("ZeroDivisionError" in row.remark for row in rows if row.library == "foolbox")
-    ours = [row for row in rows if row.library == "advcourse"]
-    assert ours
-    assert not any(row.remark for row in ours)
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the command for advcourse and a foolbox that breaks, into a folder."""
+
+    def command(*attacks):
+        monkeypatch.setitem(LIBRARIES, "foolbox", lambda task, model, batch: 1 / 0)
+        threads = torch.get_num_threads()
+        arguments = ["--quick", "--attacks", *attacks, "--libraries", "advcourse", "foolbox", "--output", str(tmp_path)]
+        try:
+            rows = bench.main(arguments)
+        finally:
+            torch.set_num_threads(threads)
+        assert all("ZeroDivisionError" in row.remark for row in rows if row.library == "foolbox")
+        ours = [row for row in rows if row.library == "advcourse"]
+        assert len(ours) == len(rows) / 2 > 0
+        assert not any(row.remark for row in ours)
+        return ours
+
+    return command
+
+
+def test_it_runs_without_the_peers_and_writes_its_tables(run, tmp_path, capsys):
+    ours = run("fgsm", "pgd")
     for row in ours:
         steps = row.task.steps
         if row.held:  # all steps, the last judgement, and that of the clean images before a random start
@@ -99,13 +114,89 @@ def test_it_runs_without_the_peers_and_writes_its_tables(tmp_path, capsys, monke
             )
     page = (tmp_path / "white_box.md").read_text()
     assert page in capsys.readouterr().out
-    assert len(json.loads((tmp_path / "white_box.json").read_text())) == len(rows)
+    assert len(json.loads((tmp_path / "white_box.json").read_text())) == 2 * len(ours)
+    assert not (tmp_path / "scores.md").exists()  # nothing of it was asked for
+
+
+def test_the_part_with_scores_runs_and_keeps_its_budget(run, tmp_path, capsys):
+    ours = run("square", "nes")
+    assert {row.task.name for row in ours} == {"Square", "Square L2", "NES"}
+    for row in ours:
+        assert 0 < row.median <= row.most <= row.task.budget == 50
+        assert row.within == row.success  # ours stop when they are done, and hand back what they found
+        assert row.sent == row.mean * row.judged  # here the judged images are also the timed ones
+        # 8 passes of 128 rows make the yardstick of the last column but one
+        assert row.batched == pytest.approx(row.timing.nominal * 1024 / row.sent)
+    page = (tmp_path / "scores.md").read_text()
+    assert page in capsys.readouterr().out
+    assert not (tmp_path / "white_box.md").exists()
+    with pytest.raises(SystemExit):
+        run("squares")
+
+
+def test_a_witness_counts_the_same_queries_as_the_oracle_and_tells_when_an_image_was_fooled():
+    model = network((1, 2, 2), seed=1)
+    corners = torch.cartesian_prod(*[torch.tensor([0.1, 0.9], dtype=torch.float64)] * 4)
+    x = corners.view(16, 1, 2, 2)  # far from one another, so it is certain whose a query is
+    y = model(x).argmax(1)
+    task = Task("Square", steps=1, eps=0.15)
+    for attack in Square(task.ball), NES(task.ball, steps=3, directions=4, step_size=0.1):
+        witness, oracle = Witness(x, task.goal(y), task.allowed), Scores(model, budget=30)
+        handle = model.register_forward_hook(witness)
+        *_, last = attack.iterates(oracle, x, y)
+        handle.remove()
+        assert 0 < last.success.sum() < len(x)
+        assert torch.equal(witness.sent, oracle.queries)
+        assert witness.doubtful == 0
+        assert torch.equal(witness.found.isfinite(), last.success)
+        if isinstance(attack, Square):  # whose first success is its last query
+            assert torch.equal(witness.found[last.success], last.queries[last.success].float())
+
+
+def test_a_witness_takes_no_point_outside_ball_or_box_for_a_success_and_owns_up_to_doubt():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2)).eval()
+    model[1].weight.data, model[1].bias.data = torch.tensor([[-1.0], [1.0]]), torch.tensor([0.5, -0.5])
+    x, y = torch.tensor([[[[0.0]]], [[[0.4]]], [[[1.0]]]]), torch.tensor([0, 0, 1])  # class 1 from 0.5 on
+    task = Task("Square", steps=1, eps=0.15)
+    witness = Witness(x, task.goal(y), task.allowed)
+    model.register_forward_hook(witness)
+    model(torch.tensor([0.45, -0.1, 0.55, 0.58, 1.3, 0.52]).view(-1, 1, 1, 1))
+    assert witness.sent.tolist() == [1, 4, 1]
+    assert witness.found.tolist() == [float("inf"), 2, float("inf")]
+    assert witness.doubtful == 1  # 1.3: as far from its image as half the way between the nearest two, and more
+    model(torch.tensor([0.45, 0.85]).view(-1, 1, 1, 1))
+    assert witness.sent.tolist() == [1, 5, 2]
+    model(torch.full((2, 1, 1, 1), float("nan")))
+    assert witness.doubtful == 3
+    assert witness.sent.sum() == 10
+    wide = Witness(x, task.goal(y), Task("ZOO", steps=1).allowed)  # without a ball the box is left
+    wide(
+        model, (torch.tensor([-0.1, 0.65, 1.1]).view(-1, 1, 1, 1),), torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
+    )
+    assert wide.found.tolist() == [float("inf"), 1, float("inf")]
+
+
+def test_an_attack_with_scores_that_cheats_is_found_out(model):
+    x = torch.tensor([0.1, 0.5, 0.9]).view(3, 1, 1, 1).expand(3, 1, 2, 2)
+    y = (model(x).argmax(1) + 1) % 3  # fooled already, wherever the points are
+    task = Task("Square", steps=1, eps=0.1, budget=2)
+    witness = Witness(x, task.goal(y), task.allowed)
+    row = scores.judge(scores.Asked("linear", task, 3, "peer"), model, x, y, x, witness)
+    assert (row.success, row.within, row.most, row.remark) == (1, 0, 0, "")
+    witness.sent, witness.found = torch.tensor([3, 9, 3]), torch.tensor([2.0, 9.0, 3.0])
+    cheat = x + torch.tensor([0.0, 0.2, 0.1]).view(3, 1, 1, 1)
+    y = (model(cheat).argmax(1) + 1) % 3
+    row = scores.judge(scores.Asked("linear", task, 3, "peer"), model, x, y, cheat, witness)
+    assert row.success == pytest.approx(2 / 3)
+    assert row.within == pytest.approx(1 / 3)
+    assert (row.mean, row.median, row.most) == (5, 3, 9)
+    assert "1 images leave the ball" in row.remark
 
 
 def test_an_attack_that_cheats_is_found_out(model, batch):
     x, y = batch
     task = Task("PGD", steps=1, eps=0.1)
-    row = white_box.Row("linear", task, False, 5, "peer", 5)
+    row = white_box.Strength("linear", task, 5, "peer")
     with torch.no_grad():
         y = model(x).argmax(1)
     assert white_box.judge(row, model, x, y, x, [Pass(5, 2)]).remark == ""

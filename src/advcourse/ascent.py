@@ -46,7 +46,7 @@ class Slope(Verdict):
 
     @property
     def flat(self) -> Tensor:
-        """Where the gradient says nothing: bool (R,)."""
+        """Bool (R,), true where the gradient says nothing."""
         return self.gradient.flatten(1).abs().amax(1) == 0
 
 

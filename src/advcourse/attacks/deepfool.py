@@ -15,7 +15,7 @@ from .base import Attack
 from .minimum_norm import Nearest
 
 LEAST = 1e-3
-"""No step is shorter, in L2: a quarter of a grey level of one pixel."""
+"""The least L2 length of a step, a quarter of a grey level of one pixel."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -55,7 +55,7 @@ class Differences(Slope):
 
     @property
     def flat(self) -> Tensor:
-        """Where nearly no difference says anything: bool (R,)."""
+        """Bool (R,), true where nearly no difference says anything."""
         return self.vanished > 0.99
 
 
