@@ -206,6 +206,17 @@ def test_a_share_is_between_0_and_1() -> None:
     assert evaluate("cnn", "--min-robust", "50").exit_code == 2
 
 
+def test_an_attack_that_asks_scores_takes_its_turn_on_what_is_left(mine: Path) -> None:
+    arguments = mine / "mine.py:model", "--data", mine / "mine.npz", "--eps", 0.05, "--steps", 20
+    result = evaluate(*arguments, "--attack", "fgsm", "--attack", "square")
+    assert result.exit_code == 0, result.output
+    first, second = re.findall(r"\| (?:fgsm|square) +\| +(\d+) \| +(\d+)", result.output)
+    assert 0 < int(first[1]) == int(first[0]) - int(second[0])  # on a linear model no corner beats the sign step
+    assert int(second[1]) == 0
+    alone = evaluate(*arguments, "--attack", "square")
+    assert re.search(r"\| square +\| +36 \| +[1-9]", alone.output)
+
+
 def test_help_names_every_attack_and_says_what_the_number_means() -> None:
     text = " ".join(evaluate("--help").output.split())
     assert all(name in text for name in ATTACKS)

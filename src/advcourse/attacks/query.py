@@ -74,8 +74,10 @@ class QueryAttack(Attack):
         norm = getattr(self, "ball", L2).norm
         if oracle.budget == 0:  # nothing can be told, not even about the clean images
             states = iter([replace(State.before(x), step=0)])
+        best = None
         for state in states:
-            distance = torch.where(state.success, norm(state.best - x), torch.inf)
+            if state.best is not best:  # a random search often stays where it is
+                best, distance = state.best, torch.where(state.success, norm(state.best - x), torch.inf)
             yield Queried(**vars(state), distance=distance, queries=oracle.queries)
 
 

@@ -77,8 +77,11 @@ class Square(QueryAttack):
             if len(rows) == 0:
                 return
             center, best = clean[rows], state.best.view_as(clean)[rows]
-            p = share(self.p or walk.p, step - 1, steps)
-            proposal = (walk.change(center, best, p) if step else walk.start(center)).view(len(rows), *x.shape[1:])
+            if step:
+                proposal = walk.change(center, best, share(self.p or walk.p, step - 1, steps))
+            else:
+                proposal = walk.start(center)
+            proposal = proposal.view(len(rows), *x.shape[1:])
             met = judge(proposal, rows)
             kept = (met.fooled | (met.loss > state.best_loss[rows])).nonzero().squeeze(1)
             if len(kept):

@@ -30,8 +30,9 @@ def evaluate(
     attack: Annotated[
         list[str],
         typer.Option(
-            help="fgsm, pgd, apgd, apgd-dlr, apgd-t (towards nine labels in turn), or, in L2, cw and deepfool. Give it "
-            "several times, the cheapest first: each attack sees what the ones before left.",
+            help="fgsm, pgd, apgd, apgd-dlr, apgd-t (towards nine labels in turn), square (scores alone, no gradient), "
+            "or, in L2, cw and deepfool. Give it several times, the cheapest first: each attack sees what the ones "
+            "before left.",
         ),
     ] = ["pgd"],  # noqa: B006
     eps: Annotated[str, typer.Option(help="How far an image may be moved: 0.1, or 8/255.")] = "0.1",
@@ -40,7 +41,9 @@ def evaluate(
     ] = Norm.linf,
     steps: Annotated[
         int | None,
-        typer.Option(help="Steps, for all but fgsm; by default 40 for pgd, 100 for apgd, 100 for cw, 50 for deepfool."),
+        typer.Option(
+            help="Steps, for all but fgsm; by default 40 for pgd, 100 for apgd and cw, 1000 for square, 50 for deepfool"
+        ),
     ] = None,
     data: Annotated[
         Path | None,

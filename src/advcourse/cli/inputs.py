@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import models
-from ..attacks import APGD, FGSM, PGD, Attack, CarliniWagner, DeepFool
+from ..attacks import APGD, FGSM, PGD, Attack, CarliniWagner, DeepFool, Square
 from ..contract import Model
 from ..data import fashion_mnist
 from ..evaluation import predict
@@ -30,6 +30,7 @@ ATTACKS: dict[str, Callable[[Ball], Attack]] = {
     "apgd": APGD,
     "apgd-dlr": partial(APGD, loss=dlr),
     "apgd-t": partial(APGD, loss=dlr, targets=9),
+    "square": partial(Square, steps=1000),
     "cw": lambda ball: CarliniWagner(
         steps=100, search_steps=6, step_size=0.1, initial_c=1.0
     ),  # nearly as near, in seconds

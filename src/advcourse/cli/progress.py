@@ -34,7 +34,7 @@ class Watched(Attack):
         self.bar.set_description_str(self.name, refresh=False)
         self.bar.set_postfix_str("", refresh=False)
         self.bar.reset(total=climbs * (getattr(self.attack, "steps", 1) + 1))  # at most
-        for state in self.attack.climb(model, x, goal, generator):
+        for state in self.attack.iterates(model, x, goal, generator=generator):
             self.bar.set_postfix_str(f"{int(state.success.sum())} of {len(x)} images broken", refresh=False)
             self.bar.update()
             yield state

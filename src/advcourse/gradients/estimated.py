@@ -89,7 +89,8 @@ class Estimate(ABC):
         met = self.judge(points, owner)
         gradient, vanished = torch.zeros_like(points), torch.zeros_like(met.loss)
         rows = (~met.fooled).nonzero().squeeze(1)
-        u = points.new_empty(len(rows), self.directions, *points.shape[1:]).normal_(generator=self.generator)
+        u = points.new_empty(len(rows), self.directions, *points.shape[1:])
+        u.normal_(generator=self.generator)
         if len(rows):
             slope = self.differences(points[rows, None], met.loss[rows], u, owner[rows])
             gradient[rows] = torch.einsum("rn,rn...->r...", slope, u) / self.directions
@@ -133,5 +134,6 @@ class Antithetic(Estimate):
 
     def differences(self, points: Tensor, loss: Tensor, u: Tensor, owner: Tensor) -> Tensor:
         reach = self.sigma * u
-        up, down = self.ask(torch.cat([points + reach, points - reach], 1), owner).chunk(2, dim=1)
+        both = self.ask(torch.cat([points + reach, points - reach], 1), owner)
+        up, down = both.chunk(2, dim=1)
         return (up - down) / (2 * self.sigma)
