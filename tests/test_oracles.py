@@ -490,6 +490,18 @@ def test_logits_of_a_callable_have_labels_and_no_scores() -> None:
     torch.testing.assert_close(ask(Scores, lambda rows: target(rows).softmax(1), x), target(x).softmax(1))
 
 
+@pytest.mark.parametrize("row", [[0.33, 0.33, 0.33], [0.1, 0.02, 0.0], [0.5, 0.5, 0.4]])
+def test_rounded_or_withheld_probabilities_are_made_to_add_up(row: list[float]) -> None:
+    found = ask(Scores, lambda rows: [row], images(1, (7,)))
+    torch.testing.assert_close(found[0], torch.tensor(row).double() / sum(row), atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("row", [[1.2, -0.2], [0.0, 0.0], [0.9, 0.9], [-0.5, -0.5]])
+def test_what_is_no_distribution_is_no_score(row: list[float]) -> None:
+    with pytest.raises(ValueError, match="answer their softmax"):
+        ask(Scores, lambda rows: [[0.5, 0.5], row], images(2, (7,)))
+
+
 @both
 @pytest.mark.parametrize(
     ("answer", "said"),
