@@ -17,7 +17,7 @@ from sklearn.tree import DecisionTreeClassifier
 from torch import Tensor, nn
 
 from advcourse.ascent import ZeroGradient
-from advcourse.attacks import NES, ZOO, GenAttack, Queried, QueryAttack, Square
+from advcourse.attacks import NES, ZOO, Bandits, GenAttack, Queried, QueryAttack, Square
 from advcourse.goals import Goal, Targeted, Untargeted
 from advcourse.oracles import Labels, Scores
 from advcourse.threat import L1, L2, Linf
@@ -27,12 +27,14 @@ from ..helpers import Counted, Linear, Metered, images, network, never_fooled, r
 ATTACKS: list[Any] = [
     NES(Linf(0.1), steps=6, directions=3, sigma=1e-2, step_size=0.03),
     NES(L1(1.0), steps=4, directions=5, step_size=0.3),
+    Bandits(Linf(0.1), steps=12, step_size=0.03),
+    Bandits(L2(0.4), steps=12, step_size=0.1),
     Square(Linf(0.1), steps=30),
     Square(L2(0.4), steps=30),
     GenAttack(Linf(0.1), steps=8, population=4, plateau=2),
     ZOO(steps=8, coordinates=4, step_size=0.02, search_steps=2),
 ]
-OF_DIFFERENCES = [attack for attack in ATTACKS if isinstance(attack, NES | ZOO)]
+OF_DIFFERENCES = [attack for attack in ATTACKS if isinstance(attack, NES | Bandits | ZOO)]
 OF_IMAGES_ALONE = [attack for attack in ATTACKS if isinstance(attack, Square) and isinstance(attack.ball, L2)]
 SHAPE = (1, 5, 5)
 
@@ -317,7 +319,7 @@ def tree(shape: tuple[int, ...] = SHAPE) -> tuple[DecisionTreeClassifier, Tensor
 @of(OF_DIFFERENCES)
 def test_a_tree_has_no_slope_and_the_attack_says_what_to_change(attack: QueryAttack) -> None:
     target, x, y = tree()
-    word = "sigma of NES" if isinstance(attack, NES) else "h of ZOO"
+    word = {NES: "sigma of NES", Bandits: "eta of Bandits", ZOO: "h of ZOO"}[type(attack)]
     with pytest.warns(
         ZeroGradient, match=rf"differences are exactly zero for \d+ of 40 images.*tree.*{word}"
     ) as caught:

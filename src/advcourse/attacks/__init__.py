@@ -2,6 +2,7 @@
 
 from ..ascent import State, ascend
 from .apgd import APGD
+from .bandits import Bandits
 from .base import Attack
 from .carlini_wagner import CarliniWagner
 from .deepfool import DeepFool
@@ -21,6 +22,7 @@ __all__ = [
     "PGD",
     "ZOO",
     "Attack",
+    "Bandits",
     "CarliniWagner",
     "DeepFool",
     "GenAttack",

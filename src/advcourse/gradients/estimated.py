@@ -50,7 +50,8 @@ class Differences(Slope):
     symptom: ClassVar[str] = "nearly all finite differences are exactly zero"
     remedy: ClassVar[str] = (
         "at that distance the scores are constant (a tree or a quantized model), rounded or saturated; ask farther "
-        "apart (sigma of NES, h of ZOO), climb the margin, or take no differences at all (Square, GenAttack)"
+        "apart (sigma of NES, eta of Bandits, h of ZOO), climb the margin, or take no differences at all (Square, "
+        "GenAttack)"
     )
 
     @property
