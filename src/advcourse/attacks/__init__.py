@@ -8,8 +8,10 @@ from .carlini_wagner import CarliniWagner
 from .deepfool import DeepFool
 from .genattack import GenAttack
 from .gradient_sign import FGSM, PGD
+from .hard_label import HardLabel, Traced
 from .minimum_norm import Nearest
 from .nes import NES
+from .opt import OPT, Doubling, SignOPT, Tournament
 from .query import Queried, QueryAttack
 from .square import Square
 from .universal import UniversalDeepFool, UniversalPerturbation
@@ -19,18 +21,24 @@ __all__ = [
     "APGD",
     "FGSM",
     "NES",
+    "OPT",
     "PGD",
     "ZOO",
     "Attack",
     "Bandits",
     "CarliniWagner",
     "DeepFool",
+    "Doubling",
     "GenAttack",
+    "HardLabel",
     "Nearest",
     "Queried",
     "QueryAttack",
+    "SignOPT",
     "Square",
     "State",
+    "Tournament",
+    "Traced",
     "UniversalDeepFool",
     "UniversalPerturbation",
     "ascend",

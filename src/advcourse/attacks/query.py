@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -63,12 +63,17 @@ class QueryAttack(Attack):
         self, oracle: Oracle | Model, x: Tensor, y_or_goal: Tensor | Goal, *, generator: Generator | None = None
     ) -> Iterator[Queried]:
         """The same computation, one `Queried` state at a time. Arguments and errors are those of a call."""
-        asked: Any = oracle if isinstance(oracle, Oracle) else self.window(oracle)
+        asked, x, goal = self.opened(oracle, x, y_or_goal)
+        return watched(asked, self._priced(asked, x, self.climb(asked, x, goal, private_generator(generator, x))))
+
+    def opened(self, oracle: Oracle | Model, x: Tensor, y_or_goal: Tensor | Goal) -> tuple[Oracle, Tensor, Goal]:
+        """The oracle with a new ledger, and images and goal, all checked."""
+        asked = oracle if isinstance(oracle, Oracle) else self.window(oracle)
         if not isinstance(asked, self.window):
             raise ValueError(f"{type(self).__name__} needs {self.window.__name__}(target, budget=...), got {oracle!r}")
         x, goal = prepared(x, y_or_goal)
         asked.begin(len(x), x.device)
-        return watched(asked, self._priced(asked, x, self.climb(asked, x, goal, private_generator(generator, x))))
+        return asked, x, goal
 
     def _priced(self, oracle: Oracle, x: Tensor, states: Iterator[State]) -> Iterator[Queried]:
         norm = getattr(self, "ball", L2).norm
