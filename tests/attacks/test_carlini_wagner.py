@@ -311,6 +311,20 @@ def test_the_distance_is_that_to_the_hyperplane(shape: tuple[int, ...], kappa: f
         assert (state.distance <= optimum * 1.02).all()
 
 
+def test_a_boundary_nearer_than_a_step_is_stepped_over() -> None:
+    model, x, _ = linear_yardstick(L2, (4, 6))
+    y, length = torch.zeros(len(x), dtype=torch.long), model.weight.norm().item()
+    model = Linear(model.weight, bias=-0.01 * length)  # at a distance of 0.01
+    distances = []
+    for step_size in 0.01, 0.001:
+        state = last_of(CarliniWagner(300, 7, step_size), model, x, y)
+        assert state.success.all()
+        distances.append(state.distance)
+    assert (distances[0] > 0.0102).all()
+    assert (distances[1] >= 0.01 * (1 - 1e-9)).all()
+    assert (distances[1] <= 0.0102).all()
+
+
 def test_the_face_of_the_box_is_reckoned_with() -> None:
     # The heaviest feature cannot rise: the nearest adversarial example moves the others alone.
     model = Linear(torch.tensor([5.0, 0.6, -0.8]).double(), -5.2)

@@ -33,6 +33,10 @@ class CarliniWagner(Attack):
     forward. The defaults are the authors', 90,000 passes at most. With 1,000 steps the distances are nearly the same;
     with 100 the step size must be larger, 0.05 say, for pixels that are 0 or 1 begin where tanh is all but flat.
 
+    Adam's first step moves every feature alike, by up to step_size / 2, whatever c is. Where the boundary is nearer
+    than that, every c succeeds, so the bisection goes to 0, and the distance comes out too large; a smaller `step_size`
+    or a larger `initial_c` gets nearer.
+
     An image leaves a search that no longer pays (`abort_early`) by itself; in the authors' program the batch leaves as
     one. An image that is misclassified from the start is done at distance 0, whatever its margin.
 
