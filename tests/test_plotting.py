@@ -80,8 +80,10 @@ def test_a_landscape_rises_to_the_right_where_the_loss_rises_with_a() -> None:
     a, b = torch.meshgrid(torch.linspace(-1, 1, 11), torch.linspace(-1, 1, 11), indexing="ij")
     figure, ax = plt.subplots()
     plotting.landscape(ax, a + 0.1 * b, radius=0.2, label="margin", boundary=True)
-    bar = figure.axes[1]
+    figure.draw_without_rendering()
+    (bar,) = ax.child_axes
     assert bar.get_ylabel() == "margin"
+    assert bar.get_window_extent().height == pytest.approx(ax.get_window_extent().height)
     assert ("a, " in ax.get_xlabel(), "b, " in ax.get_ylabel()) == (True, True)
     assert ax.get_xlim() == pytest.approx((-0.2, 0.2))
     line = ax.collections[-1].get_paths()[0].vertices  # the level 0: a = -b / 10, nearly upright

@@ -152,7 +152,7 @@ def landscape(ax: Axes, losses: Tensor, radius: float, label: str = "loss", boun
     """Draw a loss landscape as levels: dark is low, bright is high, and a cross marks the image in the middle.
 
     Args:
-        ax: where to draw; a colour bar takes its room from it.
+        ax: where to draw; a colour bar stands beside it.
         losses: from `evaluation.landscape`, square: row a goes to the right, column b upward.
         radius: the largest a and b.
         label: what was measured, for the colour bar.
@@ -169,7 +169,7 @@ def landscape(ax: Axes, losses: Tensor, radius: float, label: str = "loss", boun
     ax.plot(0, 0, marker="X", color="white", markeredgecolor="black", markersize=10, linestyle="none")
     ax.set(xlabel="a, along the gradient's sign", ylabel="b, along random signs", aspect="equal")
     ax.grid(False)
-    ax.figure.colorbar(filled, ax=ax, label=label, shrink=0.9)
+    ax.figure.colorbar(filled, cax=ax.inset_axes((1.04, 0, 0.05, 1)), label=label)  # as high as the square
 
 
 def path(ax: Axes, points: Tensor, label: str, **style: Any) -> None:
