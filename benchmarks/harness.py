@@ -1,4 +1,4 @@
-"""What both parts of the benchmark share: the contest between libraries, the command line, and how results are kept."""
+"""What all parts of the benchmark share: the contest between libraries, the command line, and how results are kept."""
 
 import argparse
 import copy
@@ -24,9 +24,10 @@ from advcourse.files import write_whole
 from advcourse.threat import L2
 
 from .libraries import LIBRARIES, Task
-from .measure import Batches, Entry, Passes, Run, Timing, race, recorded, seed
+from .measure import Batches, Entry, Pass, Passes, Run, Timing, race, recorded, seed
 
 RESULTS = Path(__file__).parent / "results"
+BATCHED: Passes = (Pass(128),) * 8  # what a query costs when they are asked 128 at a time
 PACKAGES = ["advcourse", "torch", "numpy", "adv-lib", "foolbox", "torchattacks", "adversarial-robustness-toolbox"]
 
 
@@ -42,6 +43,18 @@ class Row:
     judged: int = 0
     timing: Timing | None = None
     remark: str = ""
+
+
+@dataclass(frozen=True)
+class Asking(Row):
+    """What it cost to ask: the time is that of so many queries about the timed images."""
+
+    sent: int = 0
+
+    @property
+    def batched(self) -> float:
+        """CPU time of a query ÷ that of a row in a bare forward pass of 128, if the race had `BATCHED` for nominal."""
+        return self.timing.nominal * sum(one.rows for one in BATCHED) / self.sent if self.timing else math.nan
 
 
 R = TypeVar("R", bound=Row)
@@ -74,7 +87,7 @@ def contest(
     model: nn.Module,
     batches: Batches,
     nominal: Callable[[int], Passes],
-    first: Callable[[R, Run, nn.Module], tuple[R, list[Passes]]],
+    first: Callable[[R, Run, nn.Module], tuple[R, Entry]],
     args: argparse.Namespace,
 ) -> list[R]:
     """One task for all libraries: each has a first run, which is recorded and judged, and then they race.
@@ -84,7 +97,8 @@ def contest(
         model: what is attacked; each library gets a copy.
         batches: images and labels; the first `blank.images` of them are timed.
         nominal: the passes that count as the attack itself on a batch of so many.
-        first: runs the attack on its own copy of the model and answers the row, and the passes made on each batch.
+        first: runs the attack on its own copy of the model and answers the row, and what is to race: a run, and the
+            passes it made on each batch.
         args: the command line.
     """
     timed = batches[: blank.images // blank.batch]
@@ -98,8 +112,8 @@ def contest(
             if run is None:
                 rows[library] = replace(row, remark="no such attack")
                 continue
-            rows[library], passes = first(row, run, own)
-            entries[library] = Entry(run, tuple(passes[: len(timed)]))
+            rows[library], entry = first(row, run, own)
+            entries[library] = replace(entry, passes=entry.passes[: len(timed)])
         except Exception as error:  # whatever a peer raises is its own result
             rows[library] = replace(row, remark=f"failed: {error!r}"[:120])
     if entries:
@@ -109,15 +123,15 @@ def contest(
     return list(rows.values())
 
 
-def recorded_run(run: Run, model: nn.Module, batches: Batches) -> tuple[Tensor, list[Passes]]:
-    """The images found, and the passes made on each batch."""
+def recorded_run(run: Run, model: nn.Module, batches: Batches) -> tuple[Tensor, Entry]:
+    """The images found, and the run with the passes it made on each batch."""
     found, passes = [], []
     for part in batches:
         seed()
         with recorded(model) as made:
             found.append(run(*part).detach())
         passes.append(tuple(made))
-    return torch.cat(found), passes
+    return torch.cat(found), Entry(run, tuple(passes))
 
 
 def verdict(task: Task, model: nn.Module, x: Tensor, y: Tensor, found: Tensor) -> tuple[Tensor, str]:

@@ -25,7 +25,8 @@ class Task:
 
     Attributes:
         name: the attack.
-        steps: gradient steps or generations; some attacks stop sooner, and Square goes by its budget.
+        steps: gradient steps or generations; some attacks stop sooner, and Square and attacks on labels go by their
+            budget.
         eps: radius of the ball; None for attacks of minimum norm.
         random_start: begin at a draw from the ball (each library has its own), or at the clean image.
         search_steps: C&W's binary search for c, each of `steps` steps.
@@ -33,7 +34,7 @@ class Task:
         initial_c: their first c.
         overshoot: DeepFool's.
         budget: queries for each image; None where gradients are free.
-        samples: directions or coordinates of one estimate, each asked on both sides; members of a population.
+        samples: directions or coordinates of one estimate; members of a population.
         p: share of the image in Square's first squares.
         targeted: the labels are to be reached, and not to be left.
     """
@@ -92,7 +93,6 @@ Library = Callable[[Task, nn.Module, int], Run | None]
 
 def advcourse(task: Task, model: nn.Module, batch: int) -> Run | None:
     from advcourse import attacks, goals
-    from advcourse.oracles import Scores
 
     ball = task.ball
     attack: attacks.Attack
@@ -117,11 +117,19 @@ def advcourse(task: Task, model: nn.Module, batch: int) -> Run | None:
             attack = attacks.ZOO(task.steps, task.samples, step_size=task.rate, initial_c=task.initial_c)
         case "GenAttack":
             attack = attacks.GenAttack(ball, task.steps, task.samples)
+        case "Sign-OPT":
+            attack = attacks.SignOPT()
+        case "OPT":
+            attack = attacks.OPT()
+        case "HopSkipJump":
+            attack = attacks.HopSkipJump(task.steps)
+        case "Boundary":
+            attack = attacks.Boundary(task.steps)
         case _:
             return None
     if isinstance(attack, attacks.QueryAttack):
-        oracle = Scores(model, task.budget)
-        return lambda x, y: attack(oracle, x, task.goal(y))
+        oracle = attack.window(model, task.budget)
+        return lambda x, y: attack(oracle, x, task.goal(y), generator=torch.default_generator)
     return lambda x, y: attack(model, x, y)
 
 
@@ -190,6 +198,10 @@ def foolbox(task: Task, model: nn.Module, batch: int) -> Run | None:
                 mutation_range=0.2,
                 sampling_temperature=0.1,
             )
+        case "HopSkipJump":
+            attack = attacks.HopSkipJumpAttack(steps=task.steps)
+        case "Boundary":
+            attack = attacks.BoundaryAttack(steps=task.steps)
         case _:
             return None
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
@@ -233,6 +245,8 @@ def art(task: Task, model: nn.Module, batch: int) -> Run | None:
     classifier = PyTorchClassifier(
         model, torch.nn.CrossEntropyLoss(), (1, 28, 28), nb_classes=10, clip_values=(0, 1), device_type="cpu"
     )
+    if task.name in ("HopSkipJump", "Boundary"):  # under NumPy 2 they send doubles
+        model.register_forward_pre_hook(lambda _, inputs: tuple(rows.float() for rows in inputs))
     quiet = {"batch_size": batch, "verbose": False}
     norm = float("inf") if task.norm == "Linf" else 2
     match task.name:
@@ -273,6 +287,14 @@ def art(task: Task, model: nn.Module, batch: int) -> Run | None:
                 variable_h=1e-3,
                 verbose=False,
             )
+        case "Sign-OPT":  # it does not count all its queries
+            attack = evasion.SignOPTAttack(
+                classifier, targeted=False, num_trial=100, query_limit=2 * (task.budget or 0), k=task.samples
+            )
+        case "HopSkipJump":
+            attack = evasion.HopSkipJump(classifier, batch, False, norm, task.steps, verbose=False)
+        case "Boundary":
+            attack = evasion.BoundaryAttack(classifier, batch, False, max_iter=task.steps, verbose=False)
         case _:
             return None
     return lambda x, y: torch.from_numpy(attack.generate(x.numpy(), y.numpy()))

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advcourse.goals import Goal
+from advcourse.threat import L2
 
 Run = Callable[[Tensor, Tensor], Tensor]
 """An attack that is ready to go: images (N, ...) and labels (N,) to images (N, ...)."""
@@ -88,6 +89,59 @@ class Witness:
         self.sent += mine.sum(0)
 
 
+class Approach:
+    """Watches how near to one image x (1, ...) an attack comes, and for how many queries. Every row is about it.
+
+    Attributes:
+        sent: queries so far.
+        nearest: the L2 distance of the nearest of the first so many rows, for each of `budgets`, that fooled the model
+            and was allowed (B,); infinite if none was.
+    """
+
+    def __init__(
+        self, x: Tensor, goal: Goal, allowed: Callable[[Tensor, Tensor], Tensor], budgets: Sequence[int]
+    ) -> None:
+        self.x, self.goal, self.allowed, self.budgets = x, goal, allowed, budgets
+        self.sent = 0
+        self.nearest = torch.full((len(budgets),), math.inf, dtype=x.dtype)
+
+    def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
+        rows = inputs[0].detach()
+        hit = self.goal.fooled(logits.argmax(1)) & self.allowed(rows, self.x)
+        distance = L2.norm(rows - self.x).where(hit, torch.inf)
+        for k, budget in enumerate(self.budgets):
+            if budget > self.sent:
+                self.nearest[k] = torch.minimum(self.nearest[k], distance[: budget - self.sent].amin())
+        self.sent += len(rows)
+
+
+class Enough(Exception):
+    """Ends an attack from within the model."""
+
+
+def limited(run: Run, model: nn.Module, budget: int) -> Callable[[Tensor, Tensor], None]:
+    """The run, ended when it sends another row after the budget of all its images together has been sent."""
+
+    def until(x: Tensor, y: Tensor) -> None:
+        left = budget * len(x)
+
+        def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            nonlocal left
+            if left <= 0:
+                raise Enough
+            left -= len(inputs[0])
+
+        handle = model.register_forward_pre_hook(count)
+        try:
+            run(x, y)
+        except Enough:
+            pass
+        finally:
+            handle.remove()
+
+    return until
+
+
 class Floor:
     """The bare loop: for each pass a forward, and the gradient of the summed cross-entropy with respect to the input
     as often as there were backward passes. It starts from images like those that are attacked."""
@@ -114,7 +168,7 @@ class Floor:
 class Entry:
     """A contestant: an attack on its own copy of the model, and the passes it makes on each of the batches."""
 
-    run: Run
+    run: Callable[[Tensor, Tensor], object]
     passes: tuple[Passes, ...]
 
 
@@ -189,10 +243,10 @@ def race(
     return {name: timing(name, entry) for name, entry in entries.items()}
 
 
-def seed() -> None:
+def seed(number: int = 0) -> None:
     """The same draws in every run: most libraries draw from the global generators."""
-    torch.default_generator.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002
+    torch.default_generator.manual_seed(number)
+    np.random.seed(number)  # noqa: NPY002
 
 
 def _stopwatch(call: Callable[[], object]) -> np.ndarray:

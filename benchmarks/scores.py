@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from advcourse import models
 
-from .harness import Row, aligned, contest, images, median_l2, recorded_run, slower, verdict
+from .harness import BATCHED, Asking, aligned, contest, images, median_l2, recorded_run, slower, verdict
 from .libraries import Task
-from .measure import Batches, Pass, Passes, Run, Witness
+from .measure import Batches, Entry, Run, Witness
 
 TITLE = "Attacks that are told scores: queries, time and strength"
 
@@ -25,12 +25,11 @@ TASKS = [
     Task("GenAttack", steps=100, eps=0.1, samples=10, budget=1000, targeted=True),
 ]
 FEW = 4  # images for ZOO, which asks thousands of times for each
-BATCHED: Passes = (Pass(128),) * 8  # what a query costs when they are asked 128 at a time
 
 
 @dataclass(frozen=True)
-class Asked(Row):
-    """Time is that of `sent` queries about the timed images; all else is measured on the judged ones."""
+class Asked(Asking):
+    """All but time is measured on the judged images."""
 
     success: float = math.nan  # fraction whose returned image fools the model, inside [0, 1] and the ball
     within: float = math.nan  # fraction for which one of the first `budget` points that were sent did
@@ -38,12 +37,6 @@ class Asked(Row):
     median: float = math.nan
     most: int = 0
     median_l2: float = math.nan  # of attacks without a ball; infinite if half of the images resist
-    sent: int = 0
-
-    @property
-    def batched(self) -> float:
-        """CPU time of a query ÷ that of a row in a bare forward pass of 128."""
-        return self.timing.nominal * sum(one.rows for one in BATCHED) / self.sent if self.timing else math.nan
 
 
 def cases(tasks: list[Task], args: argparse.Namespace) -> list[tuple[str, Callable[[], list[Asked]]]]:
@@ -66,13 +59,14 @@ def compare(blank: Asked, args: argparse.Namespace) -> list[Asked]:
     return contest(blank, model, batches, lambda _: BATCHED, partial(first_run, model, batches), args)
 
 
-def first_run(model: nn.Module, batches: Batches, row: Asked, run: Run, own: nn.Module) -> tuple[Asked, list[Passes]]:
+def first_run(model: nn.Module, batches: Batches, row: Asked, run: Run, own: nn.Module) -> tuple[Asked, Entry]:
     x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
     witness = Witness(x, row.task.goal(y), row.task.allowed)
     handle = own.register_forward_hook(witness)
-    found, passes = recorded_run(run, own, batches)
+    found, entry = recorded_run(run, own, batches)
     handle.remove()
-    return judge(replace(row, sent=sum(one.rows for one in passes[0])), model, x, y, found, witness), passes
+    sent = sum(one.rows for one in entry.passes[0])
+    return judge(replace(row, sent=sent), model, x, y, found, witness), entry
 
 
 def judge(row: Asked, model: nn.Module, x: Tensor, y: Tensor, found: Tensor, witness: Witness) -> Asked:

@@ -13,7 +13,7 @@ from advcourse import models
 
 from .harness import Row, aligned, contest, images, median_l2, recorded_run, slower, verdict
 from .libraries import Task
-from .measure import Batches, Pass, Passes, Run
+from .measure import Batches, Entry, Pass, Passes, Run
 
 TITLE = "White-box attacks: time and strength"
 
@@ -72,12 +72,10 @@ def compare(blank: Strength, args: argparse.Namespace) -> list[Strength]:
     return contest(blank, model, batches, partial(nominal, blank.task), partial(first_run, model, batches), args)
 
 
-def first_run(
-    model: nn.Module, batches: Batches, row: Strength, run: Run, own: nn.Module
-) -> tuple[Strength, list[Passes]]:
-    found, passes = recorded_run(run, own, batches)
+def first_run(model: nn.Module, batches: Batches, row: Strength, run: Run, own: nn.Module) -> tuple[Strength, Entry]:
+    found, entry = recorded_run(run, own, batches)
     x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    return judge(row, model, x, y, found, [one for made in passes for one in made]), passes
+    return judge(row, model, x, y, found, [one for made in entry.passes for one in made]), entry
 
 
 def judge(row: Strength, model: nn.Module, x: Tensor, y: Tensor, found: Tensor, passes: Sequence[Pass]) -> Strength:

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from advcourse.attacks import FGSM, NES, PGD, Square
-from advcourse.oracles import Scores
+from advcourse.attacks import FGSM, NES, OPT, PGD, SignOPT, Square
+from advcourse.oracles import Labels, Scores
 from advcourse.threat import Linf
 from benchmarks import __main__ as bench
-from benchmarks import scores, white_box
+from benchmarks import labels, scores, white_box
 from benchmarks.libraries import LIBRARIES, Task
-from benchmarks.measure import Entry, Floor, Pass, Witness, race, recorded
+from benchmarks.measure import Approach, Entry, Floor, Pass, Timing, Witness, limited, race, recorded
 
 from .helpers import network
 
@@ -132,6 +132,112 @@ def test_the_part_with_scores_runs_and_keeps_its_budget(run, tmp_path, capsys):
     assert not (tmp_path / "white_box.md").exists()
     with pytest.raises(SystemExit):
         run("squares")
+
+
+def test_the_part_with_labels_runs_and_keeps_its_budget(run, tmp_path, capsys):
+    ours = run("sign-opt")
+    for row in ours:
+        assert row.mean == row.task.budget == 50
+        (mark,) = row.distances
+        assert mark.queries == 50
+        assert 0 < mark.lower <= mark.median <= mark.upper < float("inf")
+        assert (row.images, row.judged, row.sent) == (4, 4, 200)
+        assert row.pace(row) == 1
+    page = (tmp_path / "labels.md").read_text()
+    assert page in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "labels.json").read_text())) == 2
+    assert not (tmp_path / "scores.md").exists()
+
+
+@pytest.mark.parametrize("attack", [SignOPT(), OPT()])
+def test_whoever_watches_an_approach_reads_the_same_distances_as_the_attack_itself(attack):
+    model = network((1, 2, 2), seed=1)
+    x = torch.full((1, 1, 2, 2), 0.4, dtype=torch.float64)
+    y = model(x).argmax(1)
+    task, budgets = Task("Sign-OPT", steps=1), [1, 7, 40, 111, 300]
+    approach, oracle = Approach(x, task.goal(y), task.allowed, budgets), Labels(model, budget=300)
+    handle = model.register_forward_hook(approach)
+    *_, last = attack.iterates(oracle, x, y)
+    handle.remove()
+    assert approach.sent == oracle.queries
+    assert approach.nearest[0] == float("inf") > approach.nearest[-1]
+    assert torch.equal(approach.nearest, last.trace.at(budgets)[0])
+
+
+def test_an_approach_is_read_off_within_a_pass_and_ignores_what_is_outside_the_box():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2)).eval()
+    model[1].weight.data, model[1].bias.data = torch.tensor([[-1.0], [1.0]]), torch.tensor([0.5, -0.5])
+    x, task = torch.tensor([[[[0.25]]]]), Task("Sign-OPT", steps=1)  # class 1 from 0.5 on
+    approach = Approach(x, task.goal(torch.tensor([0])), task.allowed, [2, 3, 5, 6])
+    model.register_forward_hook(approach)
+    model(torch.tensor([0.0, 1.5]).view(-1, 1, 1, 1))
+    assert approach.nearest.isinf().all()
+    model(torch.tensor([1.0, 0.75, 0.875, 0.625, 0.5625]).view(-1, 1, 1, 1))
+    assert approach.nearest.tolist() == [float("inf"), 0.75, 0.5, 0.375]
+    assert approach.sent == 7
+
+
+def test_a_run_is_ended_before_it_sends_what_is_beyond_its_budget(model, batch):
+    x, y = batch
+
+    def endless(x, y):
+        while True:
+            model(x[:2])
+
+    with recorded(model) as passes:
+        limited(endless, model, budget=3)(x, y)  # 15 in all, which 8 passes are enough for
+        limited(lambda x, y: model(x), model, budget=3)(x, y)  # ends by itself
+    assert passes == [Pass(2)] * 8 + [Pass(5)]
+    with pytest.raises(ZeroDivisionError):
+        limited(lambda x, y: 1 / 0, model, budget=3)(x, y)
+    assert not model._forward_pre_hooks
+
+
+def test_images_that_an_attack_on_labels_breaks_on_count_with_what_was_sent_for_them(model):
+    x, task = torch.full((4, 1, 2, 2), 0.5), Task("Boundary", steps=1, budget=3)
+    near = x.clone()
+    near[:, 0, 0, 0] += torch.tensor([0.125, 0.25, 0.375, 0.5])
+    y = (model(near).argmax(1) + 1) % 3  # so the points near them fool
+    turn = iter(range(4))
+
+    def attack(x, y):
+        i = next(turn)
+        if i == 3:
+            raise ValueError("no start")
+        model(near[i : i + 1])
+        if i == 2:
+            raise AssertionError
+        while i == 1:
+            model(near[i : i + 1])
+
+    row = labels.observed(x, y, labels.Near("linear", task, 4, "peer"), attack, model)
+    assert row.distances == (labels.Quartiles(3, 0.25, 0.375, 0.375),)
+    assert row.mean == (1 + 3 + 1 + 0) / 4
+    assert row.remark == "1 of 4 images end in AssertionError, 1 of 4 images end in ValueError"
+    assert not model._forward_hooks
+
+
+def test_the_page_says_where_peers_come_nearer_or_are_faster():
+    sign, hop = (Task(name, steps=1, budget=2000) for name in ("Sign-OPT", "HopSkipJump"))
+
+    def row(library, task, *distances, time=1.0):
+        marks = [labels.Quartiles(b, d / 2, d, 2 * d) for b, d in zip((1000, 2000), distances, strict=True)]
+        timing = Timing(cpu=1, wall=1, own=1, nominal=1.2, reference=time, rounds=1)
+        return labels.Near("cnn", task, 4, library, timing=timing, sent=1024, distances=tuple(marks))
+
+    rows = [row("advcourse", sign, 0.5, 0.25), row("ART", sign, 0.5, 0.25, time=5.0)]
+    rows += [row("advcourse", hop, 0.5, 0.5), row("ART", hop, 0.75, 0.25, time=0.5)]
+    assert labels.shortfalls(rows[:3]) == []
+    assert labels.shortfalls(rows) == [
+        "cnn, HopSkipJump: a query of ART's HopSkipJump takes 0.50 × our time, aim 1; "
+        "ART's HopSkipJump has median L2 0.250 at 2000, ours 0.500; "
+        "ART's HopSkipJump has upper quartile 0.500 at 2000, ours 1.000"
+    ]
+    rows[1:] = [row("ART", sign, 0.5, 0.25, time=4.0), row("foolbox", hop, 0.4, 0.3)]
+    assert labels.shortfalls(rows) == [
+        "cnn, Sign-OPT: a query of ART's Sign-OPT takes 4.00 × our time, aim 5; "
+        "foolbox's HopSkipJump has median L2 0.400 at 1000, ours 0.500"
+    ]
 
 
 def test_a_witness_counts_the_same_queries_as_the_oracle_and_tells_when_an_image_was_fooled():
