@@ -13,7 +13,7 @@ from ..contract import Model, check_images, private_generator
 from ..goals import Goal
 from ..gradients import Rays, Trace
 from ..oracles import Labels, Oracle
-from ..threat import L2, Ball, Linf
+from ..threat import L2, Ball, Linf, per_image
 from .base import watched
 from .query import Queried, QueryAttack
 
@@ -144,3 +144,12 @@ def random_images(rays: Rays, start: Tensor | None, tries: int, generator: Gener
         hit = rows[rays.fooled(noise[rows], rows)]
         found, missing = found.index_copy(0, hit, noise[hit]), missing.index_fill(0, hit, False)
     return found
+
+
+def blended(rays: Rays, start: Tensor | None, tries: int, generator: Generator, tol: float = 1e-3) -> Tensor:
+    """`random_images`, brought nearer by bisection between them and the clean ones, to `tol` of that way: (N, ...)."""
+    image = random_images(rays, start, tries, generator)
+    theta, reach = rays.unit(image - rays.x), rays.norm.norm(image - rays.x)
+    radius = rays.bisect(theta, torch.zeros_like(reach), reach, tol * reach, rays.every)
+    # At `reach` itself the ray meets the image up to rounding only, and the image is what fools.
+    return torch.where(per_image(radius < reach, image), rays.points(theta, radius, rays.every), image)
