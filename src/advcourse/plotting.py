@@ -27,11 +27,16 @@ COLORS = {
     "ZOO": "#999933",
     "GenAttack": "#CC6677",
     "Square": "#56B4E9",
+    "Boundary": "#DDAA33",
+    "OPT": "#33BBEE",
+    "Sign-OPT": "#CC3311",
+    "HopSkipJump": "#0077BB",
+    "RayS": "#EE6677",
     "Linf": "#0072B2",
     "L2": "#009E73",
     "L1": "#CC79A7",
 }
-"""Colours of methods and norms, from the palette of Okabe and Ito, which colour-blind readers can tell apart."""
+"""Colours of methods and norms, from palettes of Okabe and Ito and of Paul Tol, which colour-blind readers can tell apart."""
 
 MARKERS = {
     "clean": "o",
@@ -46,6 +51,11 @@ MARKERS = {
     "ZOO": "^",
     "GenAttack": "D",
     "Square": "s",
+    "Boundary": "D",
+    "OPT": "^",
+    "Sign-OPT": "o",
+    "HopSkipJump": "s",
+    "RayS": "P",
     "Linf": "s",
     "L2": "o",
     "L1": "D",
