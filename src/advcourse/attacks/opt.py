@@ -34,6 +34,10 @@ class Doubling:
     tol: float = 2e-6
     tries: int = 15
 
+    def __post_init__(self) -> None:
+        check_number("tol", self.tol, 0.0)
+        check_number("tries", self.tries, 1)
+
     def __call__(
         self, rays: Rays, rows: Tensor, theta: Tensor, radius: Tensor, slope: Tensor, step: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,6 +73,10 @@ class Tournament:
     tol: float = 1e-3
     sizes: int = 5
 
+    def __post_init__(self) -> None:
+        check_number("tol", self.tol, 0.0)
+        check_number("sizes", self.sizes, 1)
+
     def __call__(
         self, rays: Rays, rows: Tensor, theta: Tensor, radius: Tensor, slope: Tensor, step: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,14 +84,15 @@ class Tournament:
         moves = sizes.view(*sizes.shape, *[1] * (theta.ndim - 1)) * rays.unit(slope)[:, None]
         found = rays.unit((theta[:, None] - moves).flatten(0, 1)).view_as(moves)
         alive = torch.ones_like(sizes, dtype=torch.bool)
-        low, high, shrink = torch.zeros_like(radius), radius, torch.full_like(radius, self.tol)
+        low, high = torch.zeros_like(radius), radius
+        shrink = torch.full_like(radius, max(self.tol, torch.finfo(radius.dtype).eps))
         while True:
-            open_ = (low == 0) | (high - low > self.tol * high)
+            level = torch.where(low > 0, (low + high) / 2, high * (1 - shrink))
+            open_ = (low < level) & (level < high) & ((low == 0) | (high - low > self.tol * high))
             going = open_ & (rays.oracle.remaining[rows] > 0)
             row, size = (alive & going[:, None]).nonzero(as_tuple=True)
             if len(row) == 0:
                 break
-            level = torch.where(low > 0, (low + high) / 2, high * (1 - shrink))
             hit = torch.zeros_like(alive)
             hit[row, size] = rays.crossed(found[row, size], level[row], rows[row])
             won, lost = hit.any(1), going & ~hit.any(1)
@@ -168,12 +177,15 @@ class Descent(HardLabel):
             rows = (~settled & (rays.oracle.remaining > 0)).nonzero().squeeze(1)
             if len(rows) == 0:
                 break
-            reach = rays.norm.norm(u)[rows].minimum(radius[rows])
-            hit = rays.crossed(rays.unit(u[rows]), reach, rows)
-            ray, rows, high = rays.unit(u[rows[hit]]), rows[hit], reach[hit]
+            reach, ray = rays.norm.norm(u)[rows].minimum(radius[rows]), rays.unit(u[rows])
+            points = rays.points(ray, reach, rows)
+            if attempt == 0 and start is not None:  # a ray to it ends there but for rounding
+                points = start[rows]
+            hit = rays.fooled(points, rows)
+            ray, rows, high = ray[hit], rows[hit], reach[hit]
             low = torch.zeros_like(high)
             if self.stride is not None:
-                low, first = rays.walk(ray, self.stride, high.max().item() if len(high) else 0.0, rows)
+                low, first = rays.walk(ray, self.stride, high, rows)
                 high = high.minimum(first)
             theta[rows] = ray
             radius = radius.index_copy(0, rows, rays.bisect(ray, low, high, self.start_tol * high, rows))
@@ -222,7 +234,7 @@ class OPT(Descent):
         u = rays.unit(self.draw(theta, n, generator).flatten(0, 1))
         who, guess, beta = (part.repeat_interleave(n) for part in (rows, radius, beta))
         moved = rays.unit(theta.repeat_interleave(n, 0) + per_image(beta, u) * u)
-        g = rays.g(moved, guess, self.beta / 500, who).minimum(2 * guess)
+        g = rays.g(moved, guess, beta / 500, who).minimum(2 * guess)
         return average(((g - guess) / beta).view(-1, n), u.view(-1, n, *u.shape[1:]))
 
 

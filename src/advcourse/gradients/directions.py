@@ -36,7 +36,7 @@ def smooth(like: Tensor, n: int, generator: Generator, decay: float = 0.7) -> Te
         [0.0, 0.5]
     """
     noise = gaussian(like, n, generator)
-    if like.ndim != 4 or decay == 0:
+    if like.ndim != 4 or decay == 0 or like.shape[2:].numel() == 1:
         return noise
     height, width = like.shape[2:]
     wide = noise.to(torch.promote_types(noise.dtype, torch.float32))
@@ -75,7 +75,7 @@ def max_margin(signs: Tensor, u: Tensor) -> Tensor:
     rows = signs[..., None] * u.flatten(2)
     gram = rows @ rows.mT
     size = gram.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(u.dtype).tiny)
-    weight, slope, every = torch.zeros_like(signs), -(signs != 0).to(u.dtype), torch.arange(len(u), device=u.device)
+    weight, slope, every = torch.zeros_like(signs), -rows.any(2).to(u.dtype), torch.arange(len(u), device=u.device)
     for _ in range(100 * u.shape[1]):
         change = (weight - slope / size).clamp_min(0) - weight
         where = change.abs().argmax(1)

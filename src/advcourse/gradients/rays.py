@@ -10,7 +10,7 @@ example. Every method of `Rays` is a way to learn something about it from one bi
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -142,16 +142,18 @@ class Rays:
         """Whether rays fool at a radius (R,), one query each: bool (R,)."""
         return self.fooled(self.points(theta, radius, owner), owner)
 
-    def walk(self, theta: Tensor, stride: float, limit: float, owner: Tensor) -> tuple[Tensor, Tensor]:
+    def walk(self, theta: Tensor, stride: float, limit: Tensor | float, owner: Tensor) -> tuple[Tensor, Tensor]:
         """Fine-grained search: step along rays until they fool, so that no crossing is missed that is a stride wide.
 
         Returns:
-            The last radius that did not fool, and the first that did, infinite if there was none up to the limit: (R,).
+            The last radius that did not fool, and the first that did, infinite if there was none up to the limit (R,).
         """
         low = torch.zeros(len(owner), dtype=theta.dtype, device=theta.device)
         high = torch.full_like(low, math.inf)
-        for step in range(1, int(limit / stride) + 1):
-            rows = ((high == math.inf) & (self.oracle.remaining[owner] > 0)).nonzero().squeeze(1)
+        reach = torch.as_tensor(limit, dtype=low.dtype, device=low.device).expand_as(low) * (1 + 1e-6)  # 3 · 0.1 > 0.3
+        for step in range(1, int(reach.max().item() / stride) + 1 if len(low) else 0):
+            going = (high == math.inf) & (step * stride <= reach) & (self.oracle.remaining[owner] > 0)
+            rows = going.nonzero().squeeze(1)
             if len(rows) == 0:
                 break
             radius = torch.full_like(low[rows], step * stride)
@@ -187,6 +189,17 @@ class Rays:
         Returns:
             A radius that fools (R,), infinite where high was.
         """
+        return self.narrow(lambda r, radius: self.points(theta[r], radius, owner[r]), low, high, tol, owner)
+
+    def narrow(
+        self,
+        path: Callable[[Tensor, Tensor], Tensor],
+        low: Tensor,
+        high: Tensor,
+        tol: Tensor | float,
+        owner: Tensor,
+    ) -> Tensor:
+        """`bisect` along other paths than rays: ``path(rows, radius) -> points``, for some of the R."""
         low, high = low.clone(), high.clone()
         tol = torch.as_tensor(tol, dtype=high.dtype, device=high.device).expand_as(high)
         while True:
@@ -195,10 +208,10 @@ class Rays:
             rows = (going & (self.oracle.remaining[owner] > 0)).nonzero().squeeze(1)
             if len(rows) == 0:
                 return high
-            there = self.crossed(theta[rows], middle[rows], owner[rows])
+            there = self.fooled(path(rows, middle[rows]), owner[rows])
             high[rows[there]], low[rows[~there]] = middle[rows[there]], middle[rows[~there]]
 
-    def g(self, theta: Tensor, guess: Tensor, tol: float, owner: Tensor, limit: float = 2.0) -> Tensor:
+    def g(self, theta: Tensor, guess: Tensor, tol: Tensor | float, owner: Tensor, limit: float = 2.0) -> Tensor:
         """g(θ) to `tol` by local search and bisection (R,); infinite if rays do not fool up to `limit` · guess (R,)."""
         return self.bisect(theta, *self.bracket(theta, guess, owner, limit=limit), tol, owner)
 
@@ -214,6 +227,7 @@ class Rays:
         n = u.shape[1]
         turn = torch.arange(n, device=owner.device).expand(len(owner), n)
         wanted = turn < (self.oracle.remaining[owner] if quota is None else quota)[:, None]
+        wanted[wanted.clone()] = self.payable(owner[wanted.nonzero()[:, 0]])
         row = wanted.nonzero()[:, 0]
         moved = self.unit(theta[row] + per_image(beta[row], theta) * u[wanted])
         signs = torch.zeros_like(u[:, :, 0] if u.ndim == 3 else u.flatten(2)[:, :, 0])
