@@ -36,7 +36,7 @@ COLORS = {
     "L2": "#009E73",
     "L1": "#CC79A7",
 }
-"""Colours of methods and norms, from palettes of Okabe and Ito and of Paul Tol, which colour-blind readers can tell apart."""
+"""Colours of methods and norms, from the palettes of Okabe and Ito and of Tol, made for colour-blind readers too."""
 
 MARKERS = {
     "clean": "o",
