@@ -4,15 +4,18 @@ from ..ascent import State, ascend
 from .apgd import APGD
 from .bandits import Bandits
 from .base import Attack
+from .boundary import Boundary
 from .carlini_wagner import CarliniWagner
 from .deepfool import DeepFool
 from .genattack import GenAttack
 from .gradient_sign import FGSM, PGD
 from .hard_label import HardLabel, Traced
+from .hop_skip_jump import HopSkipJump
 from .minimum_norm import Nearest
 from .nes import NES
 from .opt import OPT, Doubling, SignOPT, Tournament
 from .query import Queried, QueryAttack
+from .ray_search import RayS
 from .square import Square
 from .universal import UniversalDeepFool, UniversalPerturbation
 from .zoo import ZOO
@@ -26,14 +29,17 @@ __all__ = [
     "ZOO",
     "Attack",
     "Bandits",
+    "Boundary",
     "CarliniWagner",
     "DeepFool",
     "Doubling",
     "GenAttack",
     "HardLabel",
+    "HopSkipJump",
     "Nearest",
     "Queried",
     "QueryAttack",
+    "RayS",
     "SignOPT",
     "Square",
     "State",
