@@ -98,6 +98,7 @@ class Rays:
         """All improvements so far."""
         nothing = self.every[:0], self.every[:0], self.distance[:0]
         image, queries, distance = (torch.cat(parts) for parts in zip(nothing, *self.found, strict=True))
+        self.found = [(image, queries, distance)]  # or the next trace would join them all again
         return Trace(len(self.x), image, queries, distance)
 
     def payable(self, owner: Tensor) -> Tensor:
