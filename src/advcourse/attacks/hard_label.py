@@ -101,7 +101,7 @@ class HardLabel(QueryAttack):
         rays = Rays(oracle, x, goal, self.norm)
         done = rays.distance == 0
         steps = self.climb(rays, start, generator) if (~done & (oracle.remaining > 0)).any() else iter(())
-        for step, points in enumerate(_after(rays.best, steps)):
+        for step, points in enumerate(_told(rays, steps)):
             success = rays.distance < math.inf
             yield Traced(
                 step=step,
@@ -123,9 +123,15 @@ class HardLabel(QueryAttack):
         """
 
 
-def _after(first: Tensor, others: Iterator[Tensor]) -> Iterator[Tensor]:
-    yield first
-    yield from others
+def _told(rays: Rays, steps: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The clean images, the steps, and one more if they ended with questions that no state tells of."""
+    told = rays.oracle.queries
+    yield rays.x
+    for points in steps:
+        told = rays.oracle.queries
+        yield points
+    if not torch.equal(told, rays.oracle.queries):
+        yield rays.best
 
 
 def random_images(rays: Rays, start: Tensor | None, tries: int, generator: Generator) -> Tensor:
