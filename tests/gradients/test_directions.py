@@ -59,7 +59,7 @@ def test_features_are_of_about_unit_size_and_lean_to_no_side(draw: Draw, shape: 
 @pytest.mark.parametrize("decay", [0.5, 0.7, 1.5, -0.5])
 def test_the_amplitude_falls_with_the_frequency(size: tuple[int, int], decay: float) -> None:
     like = torch.zeros(1, 3, *size, dtype=torch.float64)
-    noise, u = gaussian(like, 3, rng()), smooth(like, 3, rng(), decay)
+    noise, u = gaussian(like, 3, rng()), smooth(like, 3, rng(), decay=decay)
     assert u.shape == noise.shape
     gain = torch.fft.fft2(u).abs() / torch.fft.fft2(noise).abs()  # of all frequencies, each exactly
     rows, columns = torch.fft.fftfreq(size[0]).double(), torch.fft.fftfreq(size[1]).double()
@@ -81,7 +81,7 @@ def test_channels_are_independent_and_neighbours_are_not() -> None:
     ]:
         assert near.mean() > 0.4
         assert near.mean() > far.mean() + 0.2
-    stronger = smooth(torch.zeros(1, 3, 20, 21), 200, rng(), 2.0)[0]
+    stronger = smooth(torch.zeros(1, 3, 20, 21), 200, rng(), decay=2.0)[0]
     assert (stronger[..., 1:] * stronger[..., :-1]).mean() > 0.8
 
 

@@ -132,7 +132,7 @@ class Descent(HardLabel):
         for name, least in ("steps", 1), ("directions", 1), ("start_directions", 0):
             check_number(name, getattr(self, name), least)
         for name in "beta", "step_size", "start_tol", "stride":
-            if getattr(self, name) is not None:
+            if name != "stride" or self.stride is not None:
                 check_number(name, getattr(self, name), 0.0)
                 if getattr(self, name) == 0:
                     raise ValueError(f"{name} must be positive, got 0")

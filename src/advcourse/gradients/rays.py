@@ -175,7 +175,7 @@ class Rays:
         low, high = torch.where(out, guess, 0), torch.where(out, math.inf, guess)
         radius, rows = guess.clone(), torch.arange(len(owner), device=owner.device)
         while True:
-            radius[rows] = radius[rows] * torch.where(out[rows], 1 + ratio, 1 - ratio)
+            radius[rows] = torch.where(out[rows], (1 + ratio) * radius[rows], (1 - ratio) * radius[rows])
             inside = (radius[rows] <= limit * guess[rows]) & (radius[rows] > guess[rows] / 1e4)
             rows = rows[inside & (self.oracle.remaining[owner[rows]] > 0)]
             if len(rows) == 0:
