@@ -96,6 +96,16 @@ def test_smooth_without_decay_or_images_is_gaussian(shape: tuple[int, ...], seed
 # What is made of signs
 
 
+@pytest.mark.parametrize("step", [1, 4, 100])
+def test_smoothness_fades_with_the_steps(step: int) -> None:
+    like = torch.zeros(1, 2, 12, 11).double()
+    expected = smooth(like, 5, rng(), decay=0.7 / step**0.5)
+    torch.testing.assert_close(smooth(like, 5, rng(), step), expected, rtol=1e-9, atol=1e-12)
+    assert torch.equal(smooth(like, 5, rng(), step, fade=0), smooth(like, 5, rng(), 0))
+    for draw in gaussian, uniform:
+        assert torch.equal(draw(like, 5, rng(), step), draw(like, 5, rng()))
+
+
 def signs_and_directions(
     n: int, d: int, seed: int, rows: int = 2, zeros: bool = True, shape: tuple[int, ...] | None = None
 ) -> tuple[Tensor, Tensor]:

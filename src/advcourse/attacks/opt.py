@@ -173,7 +173,7 @@ class Descent(HardLabel):
                     continue
                 u = start - rays.x
             else:
-                u = self.draw(rays.x, 1, generator)[:, 0]
+                u = self.draw(rays.x, 1, generator, 0)[:, 0]
             rows = (~settled & (rays.oracle.remaining > 0)).nonzero().squeeze(1)
             if len(rows) == 0:
                 break
@@ -231,7 +231,7 @@ class OPT(Descent):
         self, rays: Rays, rows: Tensor, theta: Tensor, radius: Tensor, beta: Tensor, step: int, generator: Generator
     ) -> Tensor:
         n = self.directions
-        u = rays.unit(self.draw(theta, n, generator).flatten(0, 1))
+        u = rays.unit(self.draw(theta, n, generator, step).flatten(0, 1))
         who, guess, beta = (part.repeat_interleave(n) for part in (rows, radius, beta))
         moved = rays.unit(theta.repeat_interleave(n, 0) + per_image(beta, u) * u)
         g = rays.g(moved, guess, beta / 500, who).minimum(2 * guess)
@@ -249,7 +249,7 @@ class SignOPT(Descent):
     `SignOPT.paper` is the published algorithm. The defaults here reach the same distance for fewer queries; they differ
     from it in each field by which it says so:
 
-    - `draw`: `smooth` directions instead of Gaussian ones, for the start and for the slope;
+    - `draw`: `smooth` directions instead of Gaussian ones, for the start and for the slope, less and less so;
     - `directions`, `growth`: 30 · √step of them instead of always 200, for a step that is far from the minimum needs
       no exact slope;
     - `combine`: the mean sign is subtracted;
@@ -317,7 +317,7 @@ class SignOPT(Descent):
         self, rays: Rays, rows: Tensor, theta: Tensor, radius: Tensor, beta: Tensor, step: int, generator: Generator
     ) -> Tensor:
         n = int(self.directions * step**self.growth)
-        drawn = self.draw(theta, n, generator)
+        drawn = self.draw(theta, n, generator, step)
         u = rays.unit(drawn.flatten(0, 1)).view_as(drawn)
         quota = ((rays.oracle.remaining[rows] + 1) // 2).clamp_max(n)
         return self.combine(rays.signs(theta, radius, u, beta, rows, quota), u)

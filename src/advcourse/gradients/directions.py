@@ -5,29 +5,31 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-Draw = Callable[[Tensor, int, Generator], Tensor]
-"""``draw(like (R, ...), n, generator) -> (R, n, ...)``: n directions for each row, of features of about unit size."""
+Draw = Callable[[Tensor, int, Generator, int], Tensor]
+"""``draw(like (R, ...), n, generator, step) -> (R, n, ...)``: n directions for each row, their features of about unit
+size. Steps of a descent are counted from 1; 0 is its start."""
 
 Combine = Callable[[Tensor, Tensor], Tensor]
 """``combine(signs (R, n), u (R, n, ...)) -> (R, ...)``: a direction in which what the signs are of grows."""
 
 
-def gaussian(like: Tensor, n: int, generator: Generator) -> Tensor:
-    """N(0, 1) in every feature, so that all directions are equally likely."""
+def gaussian(like: Tensor, n: int, generator: Generator, step: int = 0) -> Tensor:
+    """N(0, 1) in every feature, so that all directions are equally likely, at any step."""
     return like.new_empty(len(like), n, *like.shape[1:]).normal_(generator=generator)
 
 
-def uniform(like: Tensor, n: int, generator: Generator) -> Tensor:
-    """U(-1, 1) in every feature."""
+def uniform(like: Tensor, n: int, generator: Generator, step: int = 0) -> Tensor:
+    """U(-1, 1) in every feature, at any step."""
     return like.new_empty(len(like), n, *like.shape[1:]).uniform_(-1, 1, generator=generator)
 
 
-def smooth(like: Tensor, n: int, generator: Generator, decay: float = 0.7) -> Tensor:
+def smooth(like: Tensor, n: int, generator: Generator, step: int = 0, decay: float = 0.7, fade: float = 0.5) -> Tensor:
     """Gaussian noise whose amplitude falls with the spatial frequency f as ``1 / f ** decay``, on images (R, C, H, W).
 
     Neighbouring pixels move together, as they do in photographs and in the gradients of networks, so a direction has
     more to do with the gradient than a Gaussian one: Guo et al. (2018) keep the low frequencies alone, this keeps
-    all. ``decay=0``, or input that is no image, gives Gaussian directions.
+    all. Fine detail is what remains at the end of a descent: with each step, `decay` is divided by ``step ** fade``.
+    ``decay=0``, or input that is no image, gives Gaussian directions.
 
     Example:
         >>> like, generator = torch.zeros(1, 1, 28, 28), torch.Generator().manual_seed(0)
@@ -41,7 +43,7 @@ def smooth(like: Tensor, n: int, generator: Generator, decay: float = 0.7) -> Te
     height, width = like.shape[2:]
     wide = noise.to(torch.promote_types(noise.dtype, torch.float32))
     rows, columns = (count(size).to(wide) for count, size in ((torch.fft.fftfreq, height), (torch.fft.rfftfreq, width)))
-    gain = torch.hypot(rows[:, None], columns).clamp_min(0.5 / max(height, width)) ** -decay
+    gain = torch.hypot(rows[:, None], columns).clamp_min(0.5 / max(height, width)) ** -(decay / max(1, step) ** fade)
     smoothed = torch.fft.irfft2(torch.fft.rfft2(wide) * gain, s=(height, width))
     return (smoothed / smoothed.flatten(2).std(2).view(*noise.shape[:2], *[1] * (like.ndim - 1))).to(like.dtype)
 
