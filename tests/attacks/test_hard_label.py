@@ -310,6 +310,7 @@ def test_states_keep_every_promise(
         assert torch.equal(state.distance, norm(state.best - x).where(state.success, torch.inf))
         assert torch.equal(state.best[~state.success], x[~state.success])
         assert torch.equal(state.loss, state.success.double())
+        assert torch.equal(state.best_loss, state.loss.where(state.success, -math.inf))
         # The trace ends where the image is, and at no higher cost.
         trace = state.trace
         assert trace.images == 6

@@ -376,7 +376,7 @@ def hillside(budget: int | None = None, d: int = 10, n: int = 3) -> tuple[Rays, 
 
 
 searches = pytest.mark.parametrize(
-    "search", [Doubling(), Tournament(), Tournament(sizes=1), Doubling(tries=1)], ids=repr
+    "search", [Doubling(), Tournament(), Tournament(tol=0.0), Tournament(sizes=1), Doubling(tries=1)], ids=repr
 )
 
 
