@@ -70,7 +70,7 @@ class Tournament:
         sizes: how many steps, each twice the one before; the present size is in their middle.
     """
 
-    tol: float = 1e-3
+    tol: float = 1e-4
     sizes: int = 5
 
     def __post_init__(self) -> None:
@@ -252,17 +252,17 @@ class SignOPT(Descent):
     - `draw`: `smooth` directions instead of Gaussian ones, for the start and for the slope, less and less so;
     - `directions`, `growth`: 30 · √step of them instead of always 200, for a step that is far from the minimum needs
       no exact slope;
+    - `beta`: 0.01 / √step instead of 0.001, which allows g to be known less exactly;
     - `combine`: the mean sign is subtracted;
-    - `beta`: 0.01 instead of 0.001, which allows g to be known less exactly;
     - `search`: `Tournament` instead of `Doubling`;
-    - `start_directions`, `start_tol`: 20 instead of 100, to a hundredth instead of a thousandth.
+    - `start_tol`: a hundredth instead of a thousandth.
 
     An image that can pay less than twice the directions of a step keeps half of what it has left for the search.
 
     Args:
         steps: at most so many.
         directions: Q in the first step.
-        beta: how far to go along them, in a direction of length 1.
+        beta: how far to go along them in the first step, in a direction of length 1.
         step_size: of the first step; the search changes it, for each image.
         start_directions: random directions that the first one is the best of.
         start_tol: how exactly their g is measured, as a fraction of it.
@@ -270,7 +270,7 @@ class SignOPT(Descent):
         draw: how directions are drawn.
         search: how far to go down the slope.
         norm: what is made small, `L2` or `Linf`.
-        growth: the power of the step by which the number of directions grows.
+        growth: the power of the step by which the number of directions grows and beta shrinks.
         combine: what is made of the signs: `average`, `centred`, or `max_margin`, which is SVM-OPT.
 
     Example:
@@ -285,7 +285,6 @@ class SignOPT(Descent):
 
     directions: int = 30
     beta: float = 1e-2
-    start_directions: int = 20
     start_tol: float = 1e-2
     draw: Draw = smooth
     search: LineSearch = Tournament()
@@ -304,7 +303,6 @@ class SignOPT(Descent):
         return cls(
             directions=200,
             beta=1e-3,
-            start_directions=100,
             start_tol=1e-3,
             draw=gaussian,
             search=Doubling(),
@@ -316,8 +314,9 @@ class SignOPT(Descent):
     def slope(
         self, rays: Rays, rows: Tensor, theta: Tensor, radius: Tensor, beta: Tensor, step: int, generator: Generator
     ) -> Tensor:
-        n = int(self.directions * step**self.growth)
+        finer = step**self.growth
+        n = int(self.directions * finer)
         drawn = self.draw(theta, n, generator, step)
         u = rays.unit(drawn.flatten(0, 1)).view_as(drawn)
         quota = ((rays.oracle.remaining[rows] + 1) // 2).clamp_max(n)
-        return self.combine(rays.signs(theta, radius, u, beta, rows, quota), u)
+        return self.combine(rays.signs(theta, radius, u, beta / finer, rows, quota), u)
