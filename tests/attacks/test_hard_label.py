@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
@@ -27,7 +27,6 @@ from .test_query import Moody, Outage, outage, tree, untouched_world
 SIGNS = SignOPT(steps=4, directions=6, start_directions=5)
 DESCENTS: list[Any] = [
     OPT(steps=2, directions=2, start_directions=4, search=Doubling(tol=1e-3, tries=2)),
-    OPT(steps=1, directions=2, start_directions=4, stride=0.3, search=Doubling(tries=2), norm=Linf),
     SIGNS,
     replace(SIGNS, norm=Linf),
     replace(SIGNS, combine=max_margin, stride=0.2),
@@ -35,10 +34,10 @@ DESCENTS: list[Any] = [
 ]
 ATTACKS: list[Any] = [
     *DESCENTS,
-    Boundary(steps=40, start_images=10),
-    HopSkipJump(steps=3, initial_directions=10, start_images=10),
-    HopSkipJump(steps=3, initial_directions=10, start_images=10, norm=Linf),
-    RayS(steps=40),
+    Boundary(steps=30, start_images=10),
+    HopSkipJump(steps=2, initial_directions=10, start_images=10),
+    HopSkipJump(steps=2, initial_directions=10, start_images=10, norm=Linf),
+    RayS(steps=30),
 ]
 SHAPE = (1, 5, 5)
 
@@ -216,7 +215,7 @@ def test_a_target_that_is_fooled_by_all_but_the_image_ends(attack: HardLabel) ->
 
 def test_a_tournament_ends_where_numbers_do() -> None:
     for tol in 1e-3, 1e-30, 0.0:
-        attack = SignOPT(steps=2, directions=4, start_directions=4)
+        attack = SignOPT(steps=1, directions=4, start_directions=4)
         attack = replace(attack, search=replace(attack.search, tol=tol))
         for dtype in torch.float32, torch.float64:
             x = torch.zeros(2, *SHAPE, dtype=dtype)
@@ -282,7 +281,7 @@ def test_an_image_pays_and_finds_what_it_does_alone(attack: Any, budget: int) ->
 
 
 @each
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(
     seeds,
     st.sampled_from([2, 3, 5]),
@@ -373,7 +372,7 @@ def test_it_comes_nearer_than_where_it_began(attack: HardLabel) -> None:
     for goal in Untargeted(torch.zeros(4).long()), Targeted(torch.ones(4).long()):
         assert not fooled(model, goal, x).any()
         for options in {"start": start}, {}:
-            state = last_of(attack, Labels(model, 400), x, goal, **options)
+            state = last_of(attack, Labels(model, 250), x, goal, **options)
             assert torch.equal(state.success, fooled(model, goal, state.best))
             assert (state.distance >= 0.3 / (5 if attack.norm is L2 else 25) - 1e-9).all()  # which is the boundary
             if options:
@@ -586,11 +585,10 @@ class Breaking(nn.Module):
     [
         (lambda z: z * math.nan, ValueError, "NaN"),
         (lambda z: z[:, 0], ValueError, "labels"),
-        (lambda z: z[:-1], ValueError, "shape"),
         (lambda z: z.argmax(1) - 3, ValueError, "-1"),
         (outage, Outage, "the line is dead"),
     ],
-    ids=["NaN", "fractions", "a row too few", "below -1", "exception"],
+    ids=["NaN", "fractions", "below -1", "exception"],
 )
 def test_a_target_that_breaks_leaves_the_ledger_right(
     attack: HardLabel, at: int, how: Callable[[Tensor], Any], error: type[Exception], words: str
@@ -634,7 +632,7 @@ def test_the_model_is_left_as_it_was_found(attack: HardLabel, wrap: Callable[[nn
 
 
 @each
-@pytest.mark.parametrize("mode", [nullcontext, torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_the_caller_s_grad_mode_neither_matters_nor_changes(
     attack: HardLabel, mode: Callable[[], AbstractContextManager[None]]
 ) -> None:

@@ -68,7 +68,7 @@ def test_on_a_line_sign_opt_ends_at_the_boundary_s_nearest_point(attack: SignOPT
 
 
 def test_sign_opt_needs_less_than_half_of_opt_s_queries() -> None:
-    model, x, y = line(30)
+    model, x, y = line(24)
     price = []
     for attack in OPT(directions=10, start_directions=20), replace(PAPER, directions=30):
         *_, last = attack.iterates(Labels(model, 30_000), x, y)
@@ -86,9 +86,7 @@ def test_in_linf_it_is_on_the_way() -> None:
     assert (last.distance < 2.5 * nearest).all()
 
 
-@pytest.mark.parametrize(
-    "search", [Doubling(), Doubling(tol=1e-4, tries=3), Tournament(), Tournament(sizes=1)], ids=repr
-)
+@pytest.mark.parametrize("search", [Doubling(tol=1e-4, tries=3), Tournament()], ids=repr)
 @pytest.mark.parametrize("kind", [OPT, SignOPT])
 @pytest.mark.parametrize("norm", [L2, Linf])
 def test_g_never_grows_and_is_what_was_seen(kind: type[Any], search: Any, norm: type[Ball]) -> None:
@@ -185,12 +183,12 @@ def test_neutral_fields_give_its_very_bits() -> None:
     model, x = network((1, 5, 5), 3, 2), images(4, (1, 5, 5), 2)
     y = model(x).argmax(1)
     paper = replace(SignOPT.paper(), directions=12, start_directions=8, steps=3)
-    expected = paper(Labels(model, 300), x, y)
+    expected = paper(Labels(model, 150), x, y)
     small = {"directions": 12, "start_directions": 8, "steps": 3, "beta": 1e-3, "start_tol": 1e-3}
     same = SignOPT(**small, draw=partial(smooth, decay=0), search=Doubling(), growth=0, combine=average)
-    assert torch.equal(same(Labels(model, 300), x, y), expected)
+    assert torch.equal(same(Labels(model, 150), x, y), expected)
     for change in {"draw": smooth}, {"growth": 0.5}, {"search": Tournament()}, {"beta": 1e-1}, {"start_tol": 0.1}:
-        assert not torch.equal(replace(same, **change)(Labels(model, 300), x, y), expected)
+        assert not torch.equal(replace(same, **change)(Labels(model, 150), x, y), expected)
     assert "paper" not in repr(same)
 
 

@@ -153,7 +153,7 @@ def test_on_a_line_all_searches_find_what_can_be_computed(
 
 
 @both_norms
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(shapes, seeds, st.floats(1e-3, 1e3))
 def test_g_does_not_depend_on_the_length_of_a_direction(
     norm: type[Ball], shape: tuple[int, ...], seed: int, scale: float
@@ -488,7 +488,7 @@ def wild(rays: Rays, seed: int) -> None:
         rays.fooled(far, torch.randint(n, (9,), generator=generator))
 
 
-@settings(max_examples=14)
+@settings(max_examples=7)
 @given(
     shapes,
     norms,
