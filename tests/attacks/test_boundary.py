@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from advcourse.attacks import Boundary, Traced
 from advcourse.attacks.boundary import turned
@@ -16,7 +16,7 @@ from advcourse.goals import Goal, Targeted, Untargeted
 from advcourse.oracles import Labels
 from advcourse.threat import L2, per_image
 
-from ..helpers import Linear, images, linear_yardstick, network, rng, seeds, setting
+from ..helpers import Linear, images, linear_yardstick, network, rng, seeds, setting, started
 
 SHAPES = [(1,), (7,), (1, 5, 5), (2, 3, 4)]
 
@@ -36,17 +36,6 @@ class Recorder(Labels):
 def grey(n: int, shape: tuple[int, ...]) -> Tensor:
     """Images far from the box."""
     return 0.45 + 0.1 * torch.rand(n, *shape, generator=rng(3), dtype=torch.float64)
-
-
-def started(model: nn.Module, x: Tensor, goal: Goal) -> Tensor:
-    """An image that meets the goal for each, out of random ones; where there is none, the image itself."""
-    pool = torch.rand(500, *x.shape[1:], generator=rng(9), dtype=x.dtype)
-    labels, start = model(pool).argmax(1), x.clone()
-    for i in range(len(x)):
-        hits = goal[torch.full((500,), i)].fooled(labels).nonzero()
-        if len(hits):
-            start[i] = pool[int(hits[0])]
-    return start
 
 
 # A proposal

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from advcourse.attacks import HopSkipJump, Traced
 from advcourse.goals import Goal, Targeted, Untargeted
@@ -15,7 +15,7 @@ from advcourse.gradients import Rays, gaussian, uniform
 from advcourse.oracles import Labels
 from advcourse.threat import L1, L2, Ball, Linf
 
-from ..helpers import Counted, Linear, images, linear_yardstick, network, rng, seeds, setting
+from ..helpers import Counted, Linear, images, linear_yardstick, network, rng, seeds, setting, started
 
 SHAPES = [(1,), (7,), (1, 5, 5), (2, 3, 4)]
 both_norms = pytest.mark.parametrize("norm", [L2, Linf])
@@ -24,17 +24,6 @@ both_norms = pytest.mark.parametrize("norm", [L2, Linf])
 def last_of(attack: HopSkipJump, oracle: Any, x: Tensor, goal: Any, **options: Any) -> Traced:
     *_, last = attack.iterates(oracle, x, goal, **options)
     return last
-
-
-def started(model: nn.Module, x: Tensor, goal: Goal) -> Tensor:
-    """An image that meets the goal for each, out of random ones; where there is none, the image itself."""
-    pool = torch.rand(500, *x.shape[1:], generator=rng(9), dtype=x.dtype)
-    labels, start = model(pool).argmax(1), x.clone()
-    for i in range(len(x)):
-        hits = goal[torch.full((500,), i)].fooled(labels).nonzero()
-        if len(hits):
-            start[i] = pool[int(hits[0])]
-    return start
 
 
 # The algorithm

@@ -4,6 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -140,15 +141,13 @@ def random_images(rays: Rays, start: Tensor | None, tries: int, generator: Gener
     Where none does, or the image is done, the clean image.
     """
     found, missing = rays.x, rays.distance > 0
-    for attempt in range(tries + 1):
-        if attempt == 0 and start is None:
-            continue
-        noise = start if attempt == 0 and start is not None else torch.empty_like(rays.x).uniform_(generator=generator)
+    noise = (torch.empty_like(rays.x).uniform_(generator=generator) for _ in range(tries))
+    for image in noise if start is None else chain([start], noise):
         rows = (missing & (rays.oracle.remaining > 0)).nonzero().squeeze(1)
         if len(rows) == 0:
             break
-        hit = rows[rays.fooled(noise[rows], rows)]
-        found, missing = found.index_copy(0, hit, noise[hit]), missing.index_fill(0, hit, False)
+        hit = rows[rays.fooled(image[rows], rows)]
+        found, missing = found.index_copy(0, hit, image[hit]), missing.index_fill(0, hit, False)
     return found
 
 

@@ -4,6 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Self
 
 import torch
@@ -167,21 +168,15 @@ class Descent(HardLabel):
         """The first directions (N, ...) and their g (N,); infinite where none was found, 0 where none is needed."""
         theta, radius = torch.zeros_like(rays.x), rays.distance
         settled = radius == 0
-        for attempt in range(self.start_directions + 1):
-            if attempt == 0:
-                if start is None:
-                    continue
-                u = start - rays.x
-            else:
-                u = self.draw(rays.x, 1, generator, 0)[:, 0]
+        given = [] if start is None else [(start - rays.x, start)]
+        random = ((self.draw(rays.x, 1, generator, 0)[:, 0], None) for _ in range(self.start_directions))
+        for u, image in chain(given, random):
             rows = (~settled & (rays.oracle.remaining > 0)).nonzero().squeeze(1)
             if len(rows) == 0:
                 break
             reach, ray = rays.norm.norm(u)[rows].minimum(radius[rows]), rays.unit(u[rows])
-            points = rays.points(ray, reach, rows)
-            if attempt == 0 and start is not None:  # a ray to it ends there but for rounding
-                points = start[rows]
-            hit = rays.fooled(points, rows)
+            # A ray to a start image ends there but for rounding, and the image is what fools.
+            hit = rays.fooled(rays.points(ray, reach, rows) if image is None else image[rows], rows)
             ray, rows, high = ray[hit], rows[hit], reach[hit]
             low = torch.zeros_like(high)
             if self.stride is not None:
@@ -189,7 +184,7 @@ class Descent(HardLabel):
                 high = high.minimum(first)
             theta[rows] = ray
             radius = radius.index_copy(0, rows, rays.bisect(ray, low, high, self.start_tol * high, rows))
-            if attempt == 0:
+            if image is not None:
                 settled = settled.index_fill(0, rows, True)
         return theta, radius
 
