@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
-from advcourse.attacks import OPT, Doubling, SignOPT, Tournament
+from advcourse.attacks import OPT, Doubling, SignOPT
 from advcourse.goals import Untargeted
 from advcourse.gradients import Rays, average, gaussian, smooth
 from advcourse.oracles import Labels
@@ -86,7 +86,7 @@ def test_in_linf_it_is_on_the_way() -> None:
     assert (last.distance < 2.5 * nearest).all()
 
 
-@pytest.mark.parametrize("search", [Doubling(tol=1e-4, tries=3), Tournament()], ids=repr)
+@pytest.mark.parametrize("search", [Doubling(tol=1e-4, tries=3), Doubling()], ids=repr)
 @pytest.mark.parametrize("kind", [OPT, SignOPT])
 @pytest.mark.parametrize("norm", [L2, Linf])
 def test_g_never_grows_and_is_what_was_seen(kind: type[Any], search: Any, norm: type[Ball]) -> None:
@@ -116,7 +116,7 @@ def test_g_never_grows_and_is_what_was_seen(kind: type[Any], search: Any, norm: 
 
 
 @pytest.mark.parametrize("growth", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("search", [Doubling(tries=3), Tournament()], ids=repr)
+@pytest.mark.parametrize("search", [Doubling(tries=3), Doubling()], ids=repr)
 def test_a_slope_costs_exactly_its_directions_and_they_grow(growth: float, search: Any) -> None:
     model, x, y = line(20, n=3)
     spied = Spied(search)
@@ -133,7 +133,7 @@ def test_a_slope_costs_exactly_its_directions_and_they_grow(growth: float, searc
 @pytest.mark.parametrize("budget", [*range(30, 70, 3), 150])
 def test_near_the_end_half_is_kept_for_the_search(budget: int) -> None:
     model, x, y = line(20, n=3)
-    spied = Spied(Tournament())
+    spied = Spied(Doubling())
     start = x + 0.3 * model.weight.detach()
     attack = SignOPT(directions=20, growth=0, search=spied, start_tol=1e-2)
     oracle = Labels(model, budget)
@@ -187,7 +187,7 @@ def test_neutral_fields_give_its_very_bits() -> None:
     small = {"directions": 12, "start_directions": 8, "steps": 3, "beta": 1e-3, "start_tol": 1e-3}
     same = SignOPT(**small, draw=partial(smooth, decay=0), search=Doubling(), growth=0, combine=average)
     assert torch.equal(same(Labels(model, 150), x, y), expected)
-    for change in {"draw": smooth}, {"growth": 0.5}, {"search": Tournament()}, {"beta": 1e-1}, {"start_tol": 0.1}:
+    for change in {"draw": smooth}, {"growth": 0.5}, {"search": Doubling(tol=1e-4)}, {"beta": 1e-1}, {"start_tol": 0.1}:
         assert not torch.equal(replace(same, **change)(Labels(model, 150), x, y), expected)
     assert "paper" not in repr(same)
 
@@ -373,9 +373,7 @@ def hillside(budget: int | None = None, d: int = 10, n: int = 3) -> tuple[Rays, 
     return rays, theta, torch.full((n,), 0.1 * 2**0.5 + 1e-13).double(), L2.steepest(noise - weight)
 
 
-searches = pytest.mark.parametrize(
-    "search", [Doubling(), Tournament(), Tournament(tol=0.0), Tournament(sizes=1), Doubling(tries=1)], ids=repr
-)
+searches = pytest.mark.parametrize("search", [Doubling(), Doubling(tol=1e-3), Doubling(tries=1)], ids=repr)
 
 
 @searches
@@ -386,7 +384,7 @@ def test_down_the_slope_it_is_nearer(search: Any) -> None:
     assert (nearest < 0.99 * radius).all()
     exact = 0.1 / (found @ rays.oracle.target.weight.detach())
     assert (nearest >= exact - 1e-12).all()
-    assert (nearest <= exact * 1.002).all()
+    assert (nearest <= exact * 1.002 + search.tol).all()
     torch.testing.assert_close(L2.norm(found), torch.ones(3).double())
 
 
@@ -398,39 +396,21 @@ def test_up_the_slope_it_stays_and_steps_get_smaller(search: Any) -> None:
     found, nearest, size = search(rays, rays.every, theta, radius, -slope, step)
     assert torch.equal(found, theta)
     assert torch.equal(nearest, radius)
-    torch.testing.assert_close(size, step / 8 if isinstance(search, Tournament) else 2 * step / 4**search.tries)
+    torch.testing.assert_close(size, 2 * step / 4**search.tries)
     for part, copy in zip((theta, radius, slope, step), kept, strict=True):
         assert torch.equal(part, copy)
 
 
 def test_steps_adapt_to_the_hill() -> None:
     rays, theta, radius, slope = hillside()
-    tiny, huge = torch.full((3,), 1e-3).double(), torch.full((3,), 50.0).double()
-    for search in Doubling(), Tournament():
-        *_, larger = search(rays, rays.every, theta, radius, slope, tiny)
-        assert (larger >= 4 * tiny).all()
-    size = huge
-    for _ in range(6):
-        _, nearest, size = Tournament()(rays, rays.every, theta, radius, slope, size)
-    assert (size < 10).all()
-    assert (nearest < radius).all()
+    tiny = torch.full((3,), 1e-3).double()
+    *_, larger = Doubling()(rays, rays.every, theta, radius, slope, tiny)
+    assert (larger >= 4 * tiny).all()
     # Doubling goes on where it is nearer, and then is where one doubling would have been farther.
     found, nearest, size = Doubling()(rays, rays.every, theta, radius, slope, torch.full((3,), 0.1).double())
     taken = size / 4  # the last one failed, and was doubled
     torch.testing.assert_close(found, L2.steepest(theta - taken[:, None] * slope))
     assert (0.1 / (L2.steepest(theta - 2 * taken[:, None] * slope) @ rays.oracle.target.weight) > nearest).all()
-
-
-def test_a_tournament_takes_the_best_of_its_sizes_and_starts_from_it() -> None:
-    rays, theta, radius, slope = hillside()
-    step = torch.tensor([0.05, 0.2, 1.6]).double()
-    found, nearest, size = Tournament(tol=1e-6)(rays, rays.every, theta, radius, 7 * slope, step)
-    weight = rays.oracle.target.weight.detach()
-    sizes = step[:, None] * torch.tensor([0.25, 0.5, 1, 2, 4]).double()
-    gs = torch.stack([0.1 / (L2.steepest(theta - s[:, None] * slope) @ weight) for s in sizes.T], 1)
-    torch.testing.assert_close(nearest, gs.min(1).values, rtol=2e-6, atol=0)
-    torch.testing.assert_close(size, sizes.gather(1, gs.argmin(1, keepdim=True))[:, 0])
-    torch.testing.assert_close(found, L2.steepest(theta - size[:, None] * slope))
 
 
 @searches
@@ -532,7 +512,7 @@ def test_settings_that_make_no_sense_are_refused(name: str, value: Any, words: s
 
 @pytest.mark.parametrize(
     ("kind", "name", "value"),
-    [(Doubling, "tol", -1e-3), (Doubling, "tries", 0), (Tournament, "tol", math.nan), (Tournament, "sizes", 0)],
+    [(Doubling, "tol", -1e-3), (Doubling, "tries", 0), (Doubling, "tol", math.nan)],
 )
 def test_so_are_those_of_line_searches(kind: type[Any], name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{name} must be .* got {value}"):

@@ -13,7 +13,7 @@ from .hard_label import HardLabel, Traced
 from .hop_skip_jump import HopSkipJump
 from .minimum_norm import Nearest
 from .nes import NES
-from .opt import OPT, Doubling, SignOPT, Tournament
+from .opt import OPT, Doubling, SignOPT
 from .query import Queried, QueryAttack
 from .ray_search import RayS
 from .square import Square
@@ -43,7 +43,6 @@ __all__ = [
     "SignOPT",
     "Square",
     "State",
-    "Tournament",
     "Traced",
     "UniversalDeepFool",
     "UniversalPerturbation",

@@ -12,6 +12,7 @@ example. Every method of `Rays` is a way to learn something about it from one bi
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -173,16 +174,18 @@ class Rays:
         """
         out = ~self.crossed(theta, guess, owner)
         low, high = torch.where(out, guess, 0), torch.where(out, math.inf, guess)
-        radius, rows = guess.clone(), torch.arange(len(owner), device=owner.device)
-        while True:
-            radius[rows] = torch.where(out[rows], (1 + ratio) * radius[rows], (1 - ratio) * radius[rows])
+        rows = torch.arange(len(owner), device=owner.device)
+        pace = torch.where(out, guess.new_tensor(1 + ratio), 1 - ratio)
+        for step in count(1):
+            radius = guess * pace**step
             inside = (radius[rows] <= limit * guess[rows]) & (radius[rows] > guess[rows] / 1e4)
             rows = rows[inside & (self.oracle.remaining[owner[rows]] > 0)]
             if len(rows) == 0:
-                return low, high
+                break
             there = self.crossed(theta[rows], radius[rows], owner[rows])
             high[rows[there]], low[rows[~there]] = radius[rows[there]], radius[rows[~there]]
             rows = rows[there != out[rows]]
+        return low, high
 
     def bisect(self, theta: Tensor, low: Tensor, high: Tensor, tol: Tensor | float, owner: Tensor) -> Tensor:
         """Binary search between radii low (R,) and high (R,), which fools, until they are no more than `tol` apart.
