@@ -404,7 +404,7 @@ def test_who_cannot_pay_is_not_asked_and_the_first_come_first(order: list[int], 
     for i in order:
         expected.append(left[i] > 0)
         left[i] -= expected[-1]
-    assert rays.payable(owner).tolist() == expected
+    assert rays.oracle.payable(owner).tolist() == expected
     answer = rays.fooled(torch.ones(len(order), 7).double() * model.weight.detach().sign().clamp_min(0), owner)
     assert answer.tolist() == expected  # for that point fools whoever asks
     assert rays.oracle.remaining.tolist() == left

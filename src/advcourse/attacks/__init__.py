@@ -17,6 +17,7 @@ from .opt import OPT, Doubling, SignOPT
 from .query import Queried, QueryAttack
 from .ray_search import RayS
 from .square import Square
+from .substitute import Substitute, Substituted
 from .universal import UniversalDeepFool, UniversalPerturbation
 from .zoo import ZOO
 
@@ -43,6 +44,8 @@ __all__ = [
     "SignOPT",
     "Square",
     "State",
+    "Substitute",
+    "Substituted",
     "Traced",
     "UniversalDeepFool",
     "UniversalPerturbation",

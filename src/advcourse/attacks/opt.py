@@ -194,7 +194,7 @@ class SignOPT(Descent):
         slope ← 1/Q · Σ sign(g(θ + βu) − g(θ)) · u,    θ ← θ − step_size · slope
 
     `SignOPT.paper` is the published algorithm. The defaults here come as near for two thirds of the queries during the
-    first 2,000, and are level with it near 5,000; later, `paper` is nearer by some percent. They differ from it in:
+    first 2,000, and are level with it from 5,000 on, give or take some percent. They differ from it in:
 
     - `draw`: `smooth` directions instead of Gaussian ones, for the start and for the slope, less and less so;
     - `directions`, `growth`: 30 · √step of them instead of always 200, for a step that is far from the minimum needs

@@ -6,6 +6,7 @@ import typer
 
 from .. import __version__
 from .evaluate import evaluate
+from .serve import serve
 from .zoo import zoo
 
 app = typer.Typer(
@@ -15,6 +16,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.command()(evaluate)
+app.command()(serve)
 app.add_typer(zoo, name="zoo")
 
 

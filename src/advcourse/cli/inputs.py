@@ -122,3 +122,26 @@ def read_images(path: Path | None, n: int | None) -> tuple[Tensor, Tensor]:
     rows = slice(n or 200)
     images = torch.from_numpy(x[rows].astype(np.float32))
     return (images / 255 if x.dtype == np.uint8 else images), torch.from_numpy(y[rows].astype(np.int64))
+
+
+def read_shape(text: str) -> tuple[int, ...]:
+    """The shape of one input: 1,28,28."""
+    try:
+        shape = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise ValueError(f"shape must be positive numbers such as 1,28,28, got {text!r}")
+    return shape
+
+
+def read_keys(path: Path) -> dict[str, str]:
+    """From API key to client, of a file with a client and a key on each line."""
+    pairs = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    wrong = next((number for number, pair in enumerate(pairs, 1) if len(pair) != 2), None)
+    if wrong is not None:
+        raise ValueError(f"line {wrong} of {path} must be a client's name and its key, without spaces in either")
+    keys = {key: client for client, key in pairs}
+    if len(keys) < len(pairs):
+        raise ValueError(f"two clients in {path} have the same key")
+    return keys

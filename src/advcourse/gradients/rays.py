@@ -102,16 +102,9 @@ class Rays:
         self.found = [(image, queries, distance)]  # or the next trace would join them all again
         return Trace(len(self.x), image, queries, distance)
 
-    def payable(self, owner: Tensor) -> Tensor:
-        """Which of these questions, in their order, the images can pay for: bool (R,)."""
-        order = owner.argsort(stable=True)
-        turn = torch.empty_like(owner)
-        turn[order] = torch.arange(len(owner), device=owner.device) - torch.searchsorted(owner[order], owner[order])
-        return turn < self.oracle.remaining[owner]
-
     def fooled(self, points: Tensor, owner: Tensor) -> Tensor:
         """Ask whether points (R, ...) fool, one query each: bool (R,)."""
-        asked = self.payable(owner)
+        asked = self.oracle.payable(owner)
         if asked.any():
             points, who = points[asked].clamp(0, 1), owner[asked]
             hit = self.goal[who].fooled(self.oracle(points, who))
@@ -231,7 +224,7 @@ class Rays:
         n = u.shape[1]
         turn = torch.arange(n, device=owner.device).expand(len(owner), n)
         wanted = turn < (self.oracle.remaining[owner] if quota is None else quota)[:, None]
-        wanted[wanted.clone()] = self.payable(owner[wanted.nonzero()[:, 0]])
+        wanted[wanted.clone()] = self.oracle.payable(owner[wanted.nonzero()[:, 0]])
         row = wanted.nonzero()[:, 0]
         moved = self.unit(theta[row] + per_image(beta[row], theta) * u[wanted])
         signs = torch.zeros_like(u[:, :, 0] if u.ndim == 3 else u.flatten(2)[:, :, 0])

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .contract import check_logits, check_number, evaluating, modules_of
-from .goals import REFUSED
+from ..contract import check_logits, check_number, evaluating, modules_of
+from ..goals import REFUSED
 
 Target = Any
 """What can be attacked through an oracle:
@@ -76,6 +76,13 @@ class Oracle(ABC):
     def affords(self, rows: Tensor, price: int) -> Tensor:
         """Which of the images `rows` (R,) can pay for so many queries each: bool (R,)."""
         return self.remaining[rows] >= price
+
+    def payable(self, owner: Tensor) -> Tensor:
+        """Which of the questions that the images `owner` (R,) would ask, in this order, they can pay for: bool (R,)."""
+        order = owner.argsort(stable=True)
+        turn = torch.empty_like(owner)
+        turn[order] = torch.arange(len(owner), device=owner.device) - torch.searchsorted(owner[order], owner[order])
+        return turn < self.remaining[owner]
 
     def __call__(self, points: Tensor, owner: Tensor) -> Tensor:
         """Ask about points (R, ...), each on behalf of the image `owner` (R,) of the ledger.
