@@ -7,9 +7,9 @@ import math
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
@@ -25,6 +25,7 @@ from safetensors.torch import load
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 from torch import Tensor
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .. import __version__
 from ..contract import check_number
@@ -33,6 +34,9 @@ from .ledger import Conflict, Forgotten, Ledger, Overdrawn
 
 BYTES_PER_NUMBER = 26
 """What a number may take in JSON: -1.7976931348623157e+308 and a comma and a space."""
+
+IDLE = 10.0
+"""Seconds after which a connection is closed that brings no request."""
 
 
 class Question(BaseModel):
@@ -118,8 +122,10 @@ def create_app(
     """
     if mode not in ("labels", "scores"):
         raise ValueError(f"mode must be labels or scores, got {mode!r}")
-    if not keys or not all(key and key.isascii() and key.isprintable() and client for key, client in keys.items()):
-        raise ValueError("keys must map at least one API key, printable ASCII, to the name of its client")
+    if not all(key and key == key.strip() and key.isascii() and key.isprintable() for key in keys):
+        raise ValueError("an API key must be printable ASCII, without spaces around it")  # it has to fit in a header
+    if not keys or not all(keys.values()):
+        raise ValueError("keys must map at least one API key to the name of its client")
     if rate is not None:
         check_number("rate", rate, 0.0)
         if rate == 0:
@@ -130,6 +136,8 @@ def create_app(
     book = Ledger() if ledger is None else ledger
     clients = {_digest(key.encode()): client for key, client in keys.items()}  # so that no comparison tells how near
     one = tuple(shape)
+    for number in one:
+        check_number("each number of shape", number, 1)
     max_bytes = max_rows * math.prod(one) * BYTES_PER_NUMBER + 4096
     pace = Rate(rate, max_rows)
     worker = ThreadPoolExecutor(1)  # one request at a time: the second of two with the same id finds the first's answer
@@ -138,26 +146,25 @@ def create_app(
         window.begin(1)
         return window(points, torch.zeros(len(points), dtype=torch.int64))
 
-    ask(torch.zeros(1, *one))  # fails now and not at the first client
+    try:
+        ask(torch.zeros(1, *one))
+    except Exception as error:  # now and not at the first client
+        raise ValueError(f"the target does not answer an input of shape {one}: {error}") from error
 
     def answer(client: str, request: str, points: Tensor) -> bytes:
         digest = _digest(points.numpy().tobytes() + str(tuple(points.shape)).encode())
         before = book.charge(client, request, digest, len(points))
         if before is not None:
             return before
-        answers = ask(points)
+        try:
+            answers = ask(points)
+        except Exception as error:
+            raise RuntimeError("the target failed") from error  # asyncio would wait for ever after a StopIteration
         reply = json.dumps({mode: answers.tolist()}).encode()
         book.settle(client, request, reply, points, answers if mode == "labels" else answers.argmax(1))
         return reply
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        worker.shutdown()
-
-    app: FastAPI = FastAPIOffline(
-        title="advcourse", version=__version__, description="A model to ask.", lifespan=lifespan
-    )
+    app: FastAPI = FastAPIOffline(title="advcourse", version=__version__, description="A model to ask.")
 
     def client_of(key: Annotated[str | None, Depends(APIKeyHeader(name="X-API-Key", auto_error=False))]) -> str:
         client = clients.get(_digest((key or "").encode()))
@@ -181,7 +188,9 @@ def create_app(
     def usage(client: Client) -> Usage:
         """What you have asked."""
         used, budget = book.used(client), book.budget
-        return Usage(client=client, used=used, budget=budget, remaining=None if budget is None else budget - used)
+        return Usage(
+            client=client, used=used, budget=budget, remaining=None if budget is None else max(0, budget - used)
+        )
 
     @app.post(
         "/predict",
@@ -231,7 +240,8 @@ def create_app(
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"detail": "the server failed"}, 500)  # the traceback goes to its own log alone
+        # The traceback goes to the server's own log alone; uvicorn closes the connection, which is to be said.
+        return JSONResponse({"detail": "the server failed"}, 500, {"Connection": "close"})
 
     return app
 
@@ -258,10 +268,11 @@ async def _read(request: Request, limit: int, patience: float) -> bytes:
 
 def _points(body: bytes, content_type: str, shape: tuple[int, ...], max_rows: int) -> Tensor:
     """What was asked: float32 (R, ...) in [0, 1]."""
+    kind = content_type.partition(";")[0].strip().lower()
     try:
-        if content_type.startswith("application/json"):
+        if kind == "application/json":
             points = torch.tensor(Question.model_validate_json(body).inputs, dtype=torch.float32)
-        elif content_type.startswith("application/octet-stream"):
+        elif kind == "application/octet-stream":
             points = load(body)["inputs"]
         else:
             raise HTTPException(
@@ -294,9 +305,23 @@ def listening(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
         yield free, "http://{}:{}".format(*free.getsockname())
 
 
+class Impatient(H11Protocol):
+    """A connection that is closed if it brings no new request for a while, so that it does not keep others out."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(IDLE, self._look, None)
+
+    def _look(self, before: object) -> None:
+        if self.cycle is before and (self.cycle is None or self.cycle.response_complete):
+            self.transport.close()
+        elif not self.transport.is_closing():
+            self.loop.call_later(IDLE, self._look, self.cycle)
+
+
 def server(app: ASGIApp) -> uvicorn.Server:
     """The web server for an app: no more than 64 connections at once, and no log of who asked what."""
-    return uvicorn.Server(uvicorn.Config(app, log_level="warning", limit_concurrency=64))
+    return uvicorn.Server(uvicorn.Config(app, http=Impatient, log_level="warning", limit_concurrency=64))
 
 
 @contextmanager

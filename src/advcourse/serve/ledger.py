@@ -148,7 +148,7 @@ class Ledger:
                 return answer
             used = self._used(db, client)
             if self.budget is not None and used + queries > self.budget:
-                raise Overdrawn(f"{queries} queries asked, {self.budget - used} of {self.budget} left")
+                raise Overdrawn(f"{queries} queries asked, {max(0, self.budget - used)} of {self.budget} left")
             db.execute("INSERT OR REPLACE INTO clients VALUES (?, ?)", (client, used + queries))
             db.execute(
                 "INSERT INTO requests (client, request, digest, time, queries) VALUES (?, ?, ?, ?, ?)",
