@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import torch
@@ -37,7 +36,7 @@ class Http:
         max_rows: points that the server takes in one request; more are split.
 
     Raises:
-        ValueError: if the url is none, or what answers there is no such server.
+        ValueError: if the url is none, the key fits in no header, or what answers there is no such server.
         PermissionError: if the server refuses the key.
         ConnectionError: if nobody answers, after all retries.
 
@@ -54,8 +53,14 @@ class Http:
     """
 
     def __init__(self, url: str, key: str, *, timeout: float = 30.0, retries: int = 6) -> None:
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
+        try:
+            place = urllib3.util.parse_url(url)
+        except ValueError:
+            place = urllib3.util.Url()
+        if place.scheme not in ("http", "https") or not place.host:
             raise ValueError(f"url must look like http://127.0.0.1:8000, got {url!r}")
+        if not (key and key.isascii() and key.isprintable()):
+            raise ValueError("key must be printable ASCII")
         check_number("timeout", timeout, 0.0)
         check_number("retries", retries, 0)
         self.url = url.rstrip("/")
@@ -73,7 +78,9 @@ class Http:
         try:
             self.mode, self.max_rows = str(info["mode"]), int(info["max_rows"])
             self.shape = tuple(map(int, info["shape"]))
-        except (KeyError, TypeError, ValueError) as error:
+            if self.mode not in ("labels", "scores") or self.max_rows < 1:
+                raise ValueError
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{self.url} answers, but not as a prediction API of this course does: {info}") from error
 
     def __repr__(self) -> str:
@@ -102,12 +109,15 @@ class Http:
             headers={"Content-Type": "application/octet-stream", "Idempotency-Key": uuid4().hex},
         )
         try:
-            answers = torch.tensor(reply[self.mode], dtype=torch.int64 if self.mode == "labels" else torch.float32)
-        except (KeyError, TypeError, ValueError) as error:
+            answers = torch.tensor(reply[self.mode])
+        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise ValueError(f"{self.url} answered without {self.mode}: {str(reply)[:200]}") from error
-        if len(answers) != len(rows):
-            raise ValueError(f"{self.url} answered {len(rows)} rows with {len(answers)} {self.mode}")
-        return answers
+        kind, dims = (torch.int64, 1) if self.mode == "labels" else (torch.get_default_dtype(), 2)
+        if answers.dtype != kind or answers.ndim != dims or len(answers) != len(rows):
+            raise ValueError(
+                f"{self.url} answered {len(rows)} rows with {self.mode} {answers.dtype} {tuple(answers.shape)}"
+            )
+        return answers if self.mode == "labels" else answers.float()
 
     def _ask(self, method: str, path: str, **content: Any) -> dict[str, Any]:
         headers = {**self._pool.headers, **content.pop("headers", {})}
@@ -117,11 +127,13 @@ class Http:
             raise ConnectionError(f"{self.url} does not answer: {error.__cause__ or error}") from error
         try:
             said = json.loads(reply.data)
-        except ValueError:
+        except (ValueError, RecursionError):
             said = None
         detail = said.get("detail") if isinstance(said, dict) else reply.reason
-        if reply.status == 200 and isinstance(said, dict):
-            return said
+        if reply.status == 200:
+            if isinstance(said, dict):
+                return said
+            raise ValueError(f"{self.url} answers no JSON object: {reply.data[:200]!r}")
         if reply.status == 401:
             raise PermissionError(f"{self.url} refuses the key (401): {detail}")
         if reply.status == 402:
