@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -130,18 +131,30 @@ def read_shape(text: str) -> tuple[int, ...]:
         shape = tuple(int(part) for part in text.split(","))
     except ValueError:
         shape = ()
-    if not shape or min(shape) < 1:
-        raise ValueError(f"shape must be positive numbers such as 1,28,28, got {text!r}")
+    if not shape or min(shape) < 1 or math.prod(shape) > 10**7:
+        raise ValueError(
+            f"shape must be positive numbers such as 1,28,28, of ten million features at most, got {text!r}"
+        )
     return shape
 
 
 def read_keys(path: Path) -> dict[str, str]:
     """From API key to client, of a file with a client and a key on each line."""
-    pairs = [line.split() for line in path.read_text().splitlines() if line.strip()]
-    wrong = next((number for number, pair in enumerate(pairs, 1) if len(pair) != 2), None)
-    if wrong is not None:
-        raise ValueError(f"line {wrong} of {path} must be a client's name and its key, without spaces in either")
-    keys = {key: client for client, key in pairs}
-    if len(keys) < len(pairs):
-        raise ValueError(f"two clients in {path} have the same key")
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text") from None
+    keys: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        match line.split():
+            case []:
+                continue
+            case [client, key] if key not in keys:
+                keys[key] = client
+            case [_, _]:
+                raise ValueError(f"line {number} of {path} has a key that another line has")
+            case _:
+                raise ValueError(
+                    f"line {number} of {path} must be a client's name and its key, without spaces in either"
+                )
     return keys

@@ -65,10 +65,13 @@ def serve(
 
     import torch
 
-    from ..serve import Ledger, create_app, listening, server
     from .inputs import read_keys, read_model, read_shape
 
     with one_line("stopped"):
+        try:
+            from ..serve import Ledger, create_app, listening, server
+        except ImportError as error:
+            raise ValueError(f"{error}; what a server needs comes with advcourse[serve]") from None
         one = read_shape(shape)
         network = read_model(model, torch.zeros(1, *one))
         made_up = secrets.token_urlsafe(16)
