@@ -187,7 +187,7 @@ def test_a_server_that_hangs_is_asked_again(slept: list[float]) -> None:
     with scripted(HANG) as server, scripted(HANG, info=None) as silent:
         with pytest.raises(ConnectionError, match="does not answer"):
             Http(silent.url, KEY, timeout=0.1, retries=0)
-        target = Http(server.url, KEY, timeout=0.1, retries=0)
+        target = Http(server.url, KEY, timeout=0.3, retries=0)
         started = time.monotonic()
         with pytest.raises(ConnectionError, match="does not answer"):
             target(X[:2])
@@ -248,7 +248,7 @@ def test_nobody_listening_is_told_at_once() -> None:
     started = time.monotonic()
     with pytest.raises(ConnectionError, match=f"http://127.0.0.1:{port} does not answer") as caught:
         Http(f"http://127.0.0.1:{port}", KEY, retries=0)
-    assert time.monotonic() < started + 0.5
+    assert time.monotonic() < started + 1
     assert KEY not in str(caught.value)
 
 
