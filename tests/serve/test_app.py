@@ -260,7 +260,7 @@ def test_a_slow_client_is_stopped_and_does_not_stop_the_others() -> None:
 
 
 def test_idle_connections_make_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("advcourse.serve.app.IDLE", 0.3)
+    monkeypatch.setattr("advcourse.serve.web.IDLE", 0.3)
     with served() as (url, _):
         idle = [connect(url) for _ in range(70)]
         for client in idle[::2]:
@@ -273,7 +273,7 @@ def test_idle_connections_make_room_for_others(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_request_that_takes_long_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("advcourse.serve.app.IDLE", 0.1)
+    monkeypatch.setattr("advcourse.serve.web.IDLE", 0.1)
     model = Gate()
     with served(model) as (url, _), ThreadPoolExecutor(1) as pool:
         model.open.clear()

@@ -4,17 +4,13 @@ import asyncio
 import hashlib
 import json
 import math
-import socket
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 import torch
-import uvicorn
 from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.security import APIKeyHeader
@@ -23,9 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp
 from torch import Tensor
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .. import __version__
 from ..contract import check_number
@@ -34,9 +28,6 @@ from .ledger import Conflict, Forgotten, Ledger, Overdrawn
 
 BYTES_PER_NUMBER = 26
 """What a number may take in JSON: -1.7976931348623157e+308 and a comma and a space."""
-
-IDLE = 10.0
-"""Seconds after which a connection is closed that brings no request."""
 
 
 class Question(BaseModel):
@@ -291,48 +282,3 @@ def _points(body: bytes, content_type: str, shape: tuple[int, ...], max_rows: in
     if not ((points >= 0) & (points <= 1)).all():  # nor NaN
         raise HTTPException(422, "inputs must be in [0, 1]")
     return points
-
-
-@contextmanager
-def listening(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
-    """A socket for a server, and its URL; port 0 is any free one.
-
-    Raises:
-        OSError: if it cannot be had.
-    """
-    with socket.create_server((host, port)) as free:
-        free.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or each answer waits 40 ms for an acknowledgement
-        yield free, "http://{}:{}".format(*free.getsockname())
-
-
-class Impatient(H11Protocol):
-    """A connection that is closed if it brings no new request for a while, so that it does not keep others out."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.loop.call_later(IDLE, self._look, None)
-
-    def _look(self, before: object) -> None:
-        if self.cycle is before and (self.cycle is None or self.cycle.response_complete):
-            self.transport.close()
-        elif not self.transport.is_closing():
-            self.loop.call_later(IDLE, self._look, self.cycle)
-
-
-def server(app: ASGIApp) -> uvicorn.Server:
-    """The web server for an app: no more than 64 connections at once, and no log of who asked what."""
-    return uvicorn.Server(uvicorn.Config(app, http=Impatient, log_level="warning", limit_concurrency=64))
-
-
-@contextmanager
-def running(app: ASGIApp, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
-    """Serve an app from a thread for as long as the context lasts: ``with running(app) as url``."""
-    served = server(app)
-    with listening(host, port) as (free, url):
-        thread = threading.Thread(target=served.run, kwargs={"sockets": [free]}, daemon=True)
-        thread.start()
-        try:
-            yield url
-        finally:
-            served.should_exit = True
-            thread.join()
