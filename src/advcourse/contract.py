@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from numbers import Integral, Real
 
 import torch
@@ -16,6 +17,15 @@ Model = Callable[[Tensor], Tensor]
 
 A module is put into eval mode and gets its own modes back; any other callable is called as it is. Call `model.eval()`
 yourself before several threads attack one model."""
+
+
+class Hyperparameters:
+    """A frozen dataclass that prints its fields, functions by their name."""
+
+    def __repr__(self) -> str:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        parts = (f"{name}={getattr(value, '__name__', repr(value))}" for name, value in values.items())
+        return f"{type(self).__name__}({', '.join(parts)})"
 
 
 def check_images(x: Tensor) -> None:

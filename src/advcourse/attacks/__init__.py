@@ -18,6 +18,7 @@ from .query import Queried, QueryAttack
 from .ray_search import RayS
 from .square import Square
 from .substitute import Substitute, Substituted
+from .transfer import Transfer
 from .universal import UniversalDeepFool, UniversalPerturbation
 from .zoo import ZOO
 
@@ -47,6 +48,7 @@ __all__ = [
     "Substitute",
     "Substituted",
     "Traced",
+    "Transfer",
     "UniversalDeepFool",
     "UniversalPerturbation",
     "ascend",

@@ -2,26 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any, TypeVar
 
 import torch
 from torch import Generator, Tensor
 
 from ..ascent import State
-from ..contract import Model, check_goal, check_images, evaluating, modules_of, private_generator
+from ..contract import Hyperparameters, Model, check_goal, check_images, evaluating, modules_of, private_generator
 from ..goals import Goal
 
 S = TypeVar("S")
-
-
-class Hyperparameters:
-    """A frozen dataclass that prints its fields, functions by their name."""
-
-    def __repr__(self) -> str:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        parts = (f"{name}={getattr(value, '__name__', repr(value))}" for name, value in values.items())
-        return f"{type(self).__name__}({', '.join(parts)})"
 
 
 class Attack(Hyperparameters, ABC):

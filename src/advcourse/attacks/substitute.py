@@ -9,11 +9,11 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..contract import check_images, check_logits, check_number, private_generator
+from ..contract import Hyperparameters, check_images, check_logits, check_number, private_generator
 from ..goals import Targeted, logit
 from ..gradients import Exact
 from ..oracles import Labels, Oracle, Target
-from .base import Hyperparameters, watched
+from .base import watched
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,20 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from ..ascent import warn_if_flat
-from ..contract import Model, check_ball, check_images, check_loss, check_number, logits_of, private_generator
+from ..contract import (
+    Hyperparameters,
+    Model,
+    check_ball,
+    check_images,
+    check_loss,
+    check_number,
+    logits_of,
+    private_generator,
+)
 from ..goals import Goal, Loss, Untargeted, cross_entropy
 from ..gradients import Exact
 from ..threat import Ball, open_part
-from .base import Hyperparameters, watched
+from .base import watched
 from .deepfool import DeepFool
 
 
