@@ -8,7 +8,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from advcourse.goals import REFUSED, Goal, Loss, Targeted, Toward, Untargeted, cross_entropy, dlr, logit, margin
+from advcourse.goals import (
+    REFUSED,
+    FromTo,
+    Goal,
+    Loss,
+    Targeted,
+    Toward,
+    Untargeted,
+    cross_entropy,
+    dlr,
+    logit,
+    margin,
+    po_trip,
+)
 
 from .helpers import rng, seeds
 
@@ -230,3 +243,60 @@ def test_rivals_are_all_other_classes_or_the_source() -> None:
     for goal in Untargeted(labels), Targeted(labels):
         assert goal.rivals(logits).tolist() == [[1.0, 2.0, -inf], [-inf, 5.0, 6.0]]
     assert Toward(labels, source=torch.tensor([1, 2])).rivals(logits).tolist() == [[2.0], [6.0]]
+
+
+def around_a_target(k: int = 4) -> FromTo:
+    return FromTo(torch.arange(k), source=(torch.arange(k) + 1) % k)
+
+
+def test_po_trip_is_largest_at_the_target() -> None:
+    k = 4
+    corners = 5 * torch.eye(k).double()
+    losses = torch.stack([po_trip(corners[[i] * k], around_a_target()) for i in range(k)], 1)
+    assert (losses.argmax(1) == torch.arange(k)).all()
+
+
+def test_po_trip_does_not_pull_towards_the_right_label() -> None:
+    goal = FromTo(torch.tensor([0]), source=torch.tensor([1]))
+    z = torch.tensor([[0.2, 1.0, 0.3]]).double().requires_grad_()
+    (slope,) = torch.autograd.grad(po_trip(z, goal, weight=1e6).sum(), z)
+    assert slope[0, 0] > 0 > slope[0, 1]
+
+
+def test_po_trip_is_the_formula() -> None:
+    z = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).double()
+    t, y = torch.tensor([0, 1, 2, 3, 0]), torch.tensor([1, 2, 3, 0, 2])
+    for i in range(5):
+        u = z[i] / z[i].abs().sum()
+        v = torch.zeros(4).double()
+        v[t[i]] = 1 - 1e-5
+        ratio = (u - v).square().sum() / ((1 - u.square().sum()) * (1 - v.square().sum()))
+        unit = z[i].abs() / z[i].norm()
+        triplet = max(0.0, float((1 - unit[t[i]]) - (1 - unit[y[i]]) + 0.007))
+        expected = -math.acosh(1 + 2 * ratio) - 0.01 * triplet
+        assert po_trip(z[i : i + 1], FromTo(t[i : i + 1], source=y[i : i + 1])).item() == pytest.approx(expected)
+
+
+def test_po_trip_is_finite_where_one_logit_is_all() -> None:
+    z = torch.tensor([[1e4, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 1e-30, 0.0]]).requires_grad_()
+    goal = FromTo(torch.tensor([0, 0, 0]), source=torch.tensor([1, 1, 1]))
+    loss = po_trip(z, goal)
+    (slope,) = torch.autograd.grad(loss.sum(), z)
+    assert loss.isfinite().all()
+    assert slope.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [Untargeted, Targeted])
+def test_po_trip_needs_both_labels(kind: type[Goal]) -> None:
+    with pytest.raises(ValueError, match=rf"needs FromTo\(t, source=y\).*got {kind.__name__}"):
+        po_trip(torch.zeros(2, 3), kind(torch.tensor([0, 1])))
+
+
+def test_from_to_is_exactly_the_target() -> None:
+    goal = FromTo(torch.tensor([3, 3, 3, 3]), source=torch.tensor([1, 1, 9, 1]))
+    assert goal.fooled(torch.tensor([3, 5, 3, REFUSED])).tolist() == [True, False, True, False]
+    assert goal.largest == 9
+    part = goal[torch.tensor([2])]
+    assert isinstance(part, FromTo)
+    assert (part.labels.tolist(), part.source.tolist()) == ([3], [9])
+    torch.testing.assert_close(margin(torch.eye(4)[[3]], part), torch.tensor([1.0]))

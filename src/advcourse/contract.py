@@ -9,7 +9,7 @@ from numbers import Integral, Real
 import torch
 from torch import Generator, Tensor, nn
 
-from .goals import Goal, Loss, Toward, Untargeted
+from .goals import FromTo, Goal, Loss, Untargeted
 from .threat import Ball
 
 Model = Callable[[Tensor], Tensor]
@@ -62,7 +62,7 @@ def check_goal(y_or_goal: Tensor | Goal, x: Tensor) -> Goal:
         raise ValueError(f"labels are on {labels.device} and images on {x.device}: move one of them")
     if labels.min() < 0:
         raise ValueError(f"labels must be in 0..K-1, got {labels.min()}")
-    if isinstance(goal, Toward):
+    if isinstance(goal, FromTo):
         check_goal(goal.source, x)
     return goal
 

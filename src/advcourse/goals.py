@@ -73,7 +73,25 @@ class Targeted(Goal):
 
 
 @dataclass(frozen=True, eq=False)
-class Toward(Targeted):
+class FromTo(Targeted):
+    """Exactly these labels, for images whose right ones are `source` (N,), which some losses need to know.
+
+    Example:
+        >>> FromTo(torch.tensor([3, 3, 3]), source=torch.tensor([1, 1, 1])).fooled(torch.tensor([3, 5, 1]))
+        tensor([ True, False, False])
+    """
+
+    source: Tensor
+
+    def __getitem__(self, rows: Tensor) -> Self:
+        return replace(self, labels=self.labels[rows], source=self.source[rows])
+
+    @cached_property
+    def largest(self) -> int:
+        return int(torch.maximum(self.labels, self.source).max())
+
+
+class Toward(FromTo):
     """Any label but those of `source` (N,), sought in the direction of these labels (Gowal et al. 2019).
 
     Losses are those of a targeted attack with the source as the only rival; success is that of an untargeted one.
@@ -84,17 +102,8 @@ class Toward(Targeted):
         tensor([ True, False])
     """
 
-    source: Tensor
-
-    def __getitem__(self, rows: Tensor) -> Self:
-        return replace(self, labels=self.labels[rows], source=self.source[rows])
-
     def fooled(self, labels: Tensor) -> Tensor:
         return Untargeted(self.source).fooled(labels)
-
-    @cached_property
-    def largest(self) -> int:
-        return int(torch.maximum(self.labels, self.source).max())
 
     def rivals(self, logits: Tensor) -> Tensor:
         return logits.gather(1, self.source[:, None])
@@ -163,3 +172,39 @@ def dlr(logits: Tensor, goal: Goal) -> Tensor:
     low = top[:, 2:].where(top[:, 2:] > -math.inf, top[:, 2:3])  # a fourth class may be ruled out
     spread = top[:, 0] - low.mean(1)
     return lead / torch.where((spread > 0) & (spread < math.inf), spread, 1)
+
+
+def po_trip(logits: Tensor, goal: Goal, weight: float = 0.01, gap: float = 0.007) -> Tensor:
+    """Near the target in the Poincaré ball, and nearer to it than to the right label by an angle (Li et al. 2020) (N,).
+
+    ::
+
+        −d(z/‖z‖₁, e_t) − weight · max(0, D(z, e_t) − D(z, e_y) + gap),    D(a, b) = 1 − |cos(a, b)|
+
+    The space of the Poincaré ball widens towards its rim, where e_t is, so the gradient does not vanish as the target
+    comes near. Published code leaves out the "1 −" of D, and so pulls towards the right label; this does not.
+
+    Args:
+        logits: (N, K).
+        goal: `FromTo(t, source=y)`.
+        weight: of the second term.
+        gap: by how much the target is to be nearer.
+
+    Raises:
+        ValueError: for any other goal.
+
+    Example:
+        >>> goal = FromTo(torch.tensor([0]), source=torch.tensor([1]))
+        >>> near, far = (po_trip(torch.tensor([z]), goal) for z in ([3.0, 0.1, 0.2], [0.1, 3.0, 0.2]))
+        >>> bool(near > far)
+        True
+    """
+    if not isinstance(goal, FromTo):
+        raise ValueError(f"po_trip needs FromTo(t, source=y), target and right label; got {type(goal).__name__}")
+    u = F.normalize(logits, p=1, dim=1)
+    corner = F.one_hot(goal.labels, logits.shape[1]).to(logits) * (1 - 1e-5)  # the rim itself is infinitely far
+    room = (1 - u.square().sum(1)).clamp_min(1e-5) * (1 - corner.square().sum(1))
+    poincare = torch.acosh(1 + 2 * (u - corner).square().sum(1) / room)
+    cosine = F.normalize(logits, dim=1).abs()
+    angles = [1 - cosine.gather(1, labels[:, None]).squeeze(1) for labels in (goal.labels, goal.source)]
+    return -poincare - weight * (angles[0] - angles[1] + gap).clamp_min(0)

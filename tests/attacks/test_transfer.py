@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchattacks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ from advcourse.gradients import (
 )
 from advcourse.threat import L1, L2, Ball, Linf
 
-from ..helpers import Counted, images, network, rng
+from ..helpers import Counted, convolutional, images, network, rng
 
 SHAPE = (1, 6, 6)
 NAMES = ["I", "MI", "NI", "DI", "MTDI", "MTSI", "MAI", "VMI", "MTDI+RAP", "MTDI+RAP-LS", "NTVSDI+RAP-LS", "I+RAP"]
@@ -232,3 +233,22 @@ def test_states_are_never_written_again() -> None:
     for state, copies in kept:
         for now, then in zip((state.x, state.loss, state.success), copies, strict=True):
             assert torch.equal(now, then)
+
+
+PEERS = {
+    "MI": ("MIFGSM", {"decay": 1.0}),
+    "NI": ("NIFGSM", {"decay": 1.0}),
+    "NSI": ("SINIFGSM", {"decay": 1.0, "m": 5}),
+    "MTI": ("TIFGSM", {"decay": 1.0, "kernel_name": "gaussian", "len_kernel": 5, "nsig": 3, "diversity_prob": 0.0}),
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_it_agrees_with_torchattacks(name: str) -> None:
+    grey, x, y = convolutional()
+    model = nn.Sequential(nn.Conv2d(3, 1, 1), grey).eval()  # its TI knows of colour images alone
+    x = torch.cat([x, x.flip(2), x.flip(3)], 1)
+    peer, given = PEERS[name]
+    theirs = getattr(torchattacks, peer)(model, eps=0.1, alpha=0.02, steps=6, **given)
+    ours = Transfer.named(name, Linf(0.1), steps=6, step_size=0.02)(model, x, y)
+    assert (ours - theirs(x, y)).abs().mean() < 1e-4

@@ -5,12 +5,14 @@ from .claims import claim
 from .curves import accuracy_by_eps, success_by_distance
 from .landscape import directions, landscape
 from .lint import Finding, lint
+from .transfer import TransferMatrix, transfer_matrix
 from .worst_case import Report, Row, worst_case
 
 __all__ = [
     "Finding",
     "Report",
     "Row",
+    "TransferMatrix",
     "accuracy",
     "accuracy_by_eps",
     "claim",
@@ -22,6 +24,7 @@ __all__ = [
     "predict",
     "robust_accuracy",
     "success_by_distance",
+    "transfer_matrix",
     "wilson_interval",
     "worst_case",
 ]

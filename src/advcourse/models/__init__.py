@@ -4,14 +4,17 @@ from .architectures import cnn, densenet, inception, resnet, vgg
 from .defended import Detector, Projected, Quantized, Randomized, bit_depth, median_filter
 from .large import preactresnet18, wide_resnet
 from .pretrained import torchvision
+from .surrogates import Ensemble, ParameterNoise
 from .wrappers import MinMax, Normalized
 from .zoo import ZOO, card, load
 
 __all__ = [
     "ZOO",
     "Detector",
+    "Ensemble",
     "MinMax",
     "Normalized",
+    "ParameterNoise",
     "Projected",
     "Quantized",
     "Randomized",
