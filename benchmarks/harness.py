@@ -28,7 +28,16 @@ from .measure import Batches, Entry, Pass, Passes, Run, Timing, race, recorded, 
 
 RESULTS = Path(__file__).parent / "results"
 BATCHED: Passes = (Pass(128),) * 8  # what a query costs when they are asked 128 at a time
-PACKAGES = ["advcourse", "torch", "numpy", "adv-lib", "foolbox", "torchattacks", "adversarial-robustness-toolbox"]
+PACKAGES = [
+    "advcourse",
+    "torch",
+    "numpy",
+    "adv-lib",
+    "foolbox",
+    "torchattacks",
+    "torchattack",
+    "adversarial-robustness-toolbox",
+]
 
 
 @dataclass(frozen=True)

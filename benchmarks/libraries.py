@@ -1,4 +1,4 @@
-"""The same attack in five libraries. Each function here prepares one `Task` in the words of one library.
+"""The same attack in six libraries. Each function here prepares one `Task` in the words of one library.
 
 Peers are imported where they are used: one that is missing, or that breaks, costs its own row and nothing else.
 """
@@ -125,6 +125,8 @@ def advcourse(task: Task, model: nn.Module, batch: int) -> Run | None:
             attack = attacks.HopSkipJump(task.steps)
         case "Boundary":
             attack = attacks.Boundary(task.steps)
+        case "MI" | "NI" | "MDI" | "MTI" | "NSI" | "VMI" | "MAI" | "MI+RAP":
+            attack = attacks.Transfer.named(task.name, ball, steps=task.steps, step_size=task.step_size)
         case _:
             return None
     if isinstance(attack, attacks.QueryAttack):
@@ -235,6 +237,42 @@ def torchattacks(task: Task, model: nn.Module, batch: int) -> Run | None:
             return torchattacks.DeepFool(model, steps=task.steps, overshoot=task.overshoot)
         case "Square" | "Square L2":
             return torchattacks.Square(model, task.norm, task.eps, n_queries=task.budget, p_init=task.p)
+    step = {"eps": task.eps, "alpha": task.step_size, "steps": task.steps, "decay": 1.0}
+    match task.name:
+        case "MI":
+            return torchattacks.MIFGSM(model, **step)
+        case "NI":
+            return torchattacks.NIFGSM(model, **step)
+        case "MDI":
+            return torchattacks.DIFGSM(model, **step, resize_rate=0.9, diversity_prob=0.7)
+        case "MTI":  # made for three channels
+            return torchattacks.TIFGSM(model, **step, len_kernel=5, diversity_prob=0.0)
+        case "NSI":
+            return torchattacks.SINIFGSM(model, **step, m=5)
+        case "VMI":
+            return torchattacks.VMIFGSM(model, **step, N=20)
+    return None
+
+
+def torchattack(task: Task, model: nn.Module, batch: int) -> Run | None:
+    import torchattack
+
+    step = {"device": torch.device("cpu"), "eps": task.eps, "alpha": task.step_size, "steps": task.steps}
+    match task.name:
+        case "MI":
+            return torchattack.MIFGSM(model, **step)
+        case "NI":
+            return torchattack.NIFGSM(model, **step)
+        case "MDI":
+            return torchattack.DIFGSM(model, **step, resize_rate=0.9, diversity_prob=0.7)
+        case "MTI":
+            return torchattack.TIFGSM(model, **step, kern_len=5)
+        case "NSI":
+            return torchattack.SINIFGSM(model, **step, m=5)
+        case "VMI":
+            return torchattack.VMIFGSM(model, **step, n=20)
+        case "MAI":
+            return torchattack.Admix(model, **step, num_classes=10)
     return None
 
 
@@ -305,6 +343,7 @@ LIBRARIES: dict[str, Library] = {
     "adv-lib": adv_lib,
     "foolbox": foolbox,
     "torchattacks": torchattacks,
+    "torchattack": torchattack,
     "ART": art,
 }
 """Ours first: the others are compared with it."""

@@ -1,6 +1,7 @@
 """The benchmark measures what it says: passes and queries are counted right, and floors are made of the same passes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from advcourse.attacks import FGSM, NES, OPT, PGD, SignOPT, Square
 from advcourse.oracles import Labels, Scores
 from advcourse.threat import Linf
 from benchmarks import __main__ as bench
-from benchmarks import labels, scores, white_box
+from benchmarks import labels, scores, transfer, white_box
 from benchmarks.libraries import LIBRARIES, Task
 from benchmarks.measure import Approach, Entry, Floor, Pass, Timing, Witness, limited, race, recorded
 
@@ -132,6 +133,31 @@ def test_the_part_with_scores_runs_and_keeps_its_budget(run, tmp_path, capsys):
     assert not (tmp_path / "white_box.md").exists()
     with pytest.raises(SystemExit):
         run("squares")
+
+
+def test_the_part_with_surrogates_runs_and_makes_its_passes(run, tmp_path, capsys):
+    rows = run("mi", "nsi")
+    price = {"MI": 3, "MI+RAP": 3 * 9, "NSI": 3 * 5}
+    assert {row.task.name: (row.forward, row.backward) for row in rows} == {k: (n, n) for k, n in price.items()}
+    assert all(0 <= row.target <= 1 and row.surrogate > 0 for row in rows)
+    page = (tmp_path / "transfer.md").read_text()
+    assert "### MI+RAP: Linf, eps 0.1, 3 steps" in page
+    assert page in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "transfer.json").read_text())) == 6
+    assert not (tmp_path / "white_box.md").exists()
+
+
+def test_a_missed_aim_of_transfer_attacks_is_named():
+    timing = Timing(1.0, 1.0, 1.2, 1.0, 1.0, 3)
+    blank = transfer.Crafted("cnn", transfer.TASKS[0], 4, backward=10.0)
+    ours = replace(blank, library="advcourse", timing=timing)
+    peer = replace(blank, library="peer", timing=replace(timing, reference=0.8))
+    lazy = replace(peer, backward=9.0)  # it makes fewer passes
+    assert transfer.shortfalls([ours, lazy]) == ["cnn, MI: 1.20 × its own floor, aim 1.1"]
+    assert transfer.shortfalls([ours, peer]) == ["cnn, MI: 1.20 × its own floor, aim 1.1; peer takes 0.80 × our time"]
+    fine = replace(ours, timing=replace(timing, own=1.1))
+    assert transfer.shortfalls([fine]) == []
+    assert transfer.shortfalls([replace(blank, library="advcourse", remark="failed: x")]) == ["cnn, MI: failed: x"]
 
 
 def test_the_part_with_labels_runs_and_keeps_its_budget(run, tmp_path, capsys):
