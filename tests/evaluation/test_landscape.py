@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advcourse.evaluation import directions, landscape
+from advcourse.evaluation import directions, landscape, loss_change
 from advcourse.goals import Targeted, Untargeted, cross_entropy, logit, margin
 
 from ..helpers import Counted, Linear, images, network, rng
@@ -83,3 +83,35 @@ def test_it_is_of_one_image_and_in_its_shape() -> None:
         landscape(model, X, Y, X, X, 0.1, resolution=1)
     with pytest.raises(ValueError, match="radius"):
         landscape(model, X, Y, X, X, -0.1)
+
+
+def test_the_loss_changes_along_a_direction_as_it_does_by_hand() -> None:
+    model, x = network((2, 3)), images(4, (2, 3))
+    y = torch.tensor([0, 1, 2, 0])
+    signs = 2 * torch.randint(2, (3, 4, 2, 3), generator=rng(5)) - 1
+    found = loss_change(model, x, y, [0.0, 0.05, 0.3], directions=3, loss=margin, generator=rng(5))
+    for row, radius in zip(found, [0.0, 0.05, 0.3], strict=True):
+        there = [margin(model((x + radius * sign).clamp(0, 1)), Untargeted(y)) for sign in signs]
+        torch.testing.assert_close(row, torch.stack(there).mean(0) - margin(model(x), Untargeted(y)))
+    assert found.shape == (3, 4)
+    assert (found[0] == 0).all()
+
+
+def test_a_goal_gives_the_change_its_sign() -> None:
+    model, x = network((2, 3)), images(4, (2, 3))
+    y = torch.tensor([0, 1, 2, 0])
+    away, towards = (loss_change(model, x, kind(y), [0.1], loss=logit) for kind in (Untargeted, Targeted))
+    torch.testing.assert_close(away, -towards)
+
+
+def test_changes_cost_one_pass_for_each_direction_and_radius() -> None:
+    model = Counted(network((2, 3)))
+    loss_change(model, images(4, (2, 3)), torch.tensor([0, 1, 2, 0]), [0.1, 0.2], directions=5)
+    assert sum(model.forwards) == 4 * (1 + 2 * 5)
+    assert not model.backwards
+
+
+@pytest.mark.parametrize(("radii", "directions"), [([-0.1], 3), ([0.1], 0), ([float("nan")], 3)])
+def test_radii_and_directions_that_make_no_sense_are_refused(radii: list[float], directions: int) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        loss_change(network((2, 3)), X, Y, radii, directions)

@@ -3,7 +3,7 @@
 from .accuracy import accuracy, correct, fooling_rate, predict, robust_accuracy, wilson_interval
 from .claims import claim
 from .curves import accuracy_by_eps, success_by_distance
-from .landscape import directions, landscape
+from .landscape import directions, landscape, loss_change
 from .lint import Finding, lint
 from .transfer import TransferMatrix, transfer_matrix
 from .worst_case import Report, Row, worst_case
@@ -21,6 +21,7 @@ __all__ = [
     "fooling_rate",
     "landscape",
     "lint",
+    "loss_change",
     "predict",
     "robust_accuracy",
     "success_by_distance",

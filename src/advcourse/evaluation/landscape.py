@@ -1,4 +1,6 @@
-"""What the loss looks like around one image, in the plane of two directions."""
+"""What the loss looks like around images: in the plane of two directions, and along many random ones."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor
@@ -102,6 +104,59 @@ def landscape(
     points = (x + along[:, None] + torch.tensordot(side[:, None], v, 1)).flatten(0, 1).clamp(0, 1)
     everywhere = goal[torch.zeros(len(points), dtype=torch.long, device=x.device)]
     return loss(predict(model, points, goal=goal), everywhere).view(resolution, resolution)
+
+
+def loss_change(
+    model: Model,
+    x: Tensor,
+    y_or_goal: Tensor | Goal,
+    radii: Sequence[float],
+    directions: int = 10,
+    loss: Loss = cross_entropy,
+    *,
+    generator: Generator | None = None,
+) -> Tensor:
+    """How much the loss changes along random directions: little on a plateau, much on a peak (Qin et al. 2022).
+
+    The directions have a random sign at each feature, so their length is one in Linf; all radii share them. Points are
+    clipped to [0, 1].
+
+    Args:
+        model: maps images to logits.
+        x: images (N, ...) in [0, 1], as a rule adversarial ones.
+        y_or_goal: the labels (N,) or the goal of the attack.
+        radii: how far to go (R,).
+        directions: how many to average over, for each image.
+        loss: what to measure, larger when closer to fooled; around what an attack found it falls.
+        generator: the source of the random signs; by default a private one seeded 0.
+
+    Returns:
+        The mean of loss(x + radius · direction) - loss(x), (R, N). This costs N passes forward, and N for each radius
+        and direction.
+
+    Raises:
+        ValueError: if images, labels or the model's answers are not as an attack demands them.
+
+    Example:
+        >>> from advcourse.goals import logit
+        >>> sharp = lambda x: -10 * (x - 0.5).square().flatten(1).sum(1)[:, None] * torch.tensor([[-1.0, 0.0]])
+        >>> loss_change(sharp, torch.full((1, 3), 0.5), torch.tensor([0]), [0.0, 0.1, 0.2], loss=logit)
+        tensor([[ 0.0000],
+                [-0.3000],
+                [-1.2000]])
+    """
+    check_images(x)
+    goal = check_goal(y_or_goal, x)
+    check_number("directions", directions, 1)
+    coins = torch.randint(2, (directions, *x.shape), generator=private_generator(generator, x), device=x.device)
+    signs = (2 * coins - 1).to(x.dtype)
+    here = loss(predict(model, x, goal=goal), goal)
+    changes = []
+    for radius in radii:
+        check_number("radius", radius, 0.0)
+        there = [loss(predict(model, (x + radius * sign).clamp(0, 1)), goal) - here for sign in signs]
+        changes.append(torch.stack(there).mean(0))
+    return torch.stack(changes)
 
 
 def _one(x: Tensor, y_or_goal: Tensor | Goal) -> Goal:
