@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from advcourse.attacks import Transfer
 from advcourse.goals import Untargeted, cross_entropy
 from advcourse.gradients import Exact
-from advcourse.models import Ensemble, ParameterNoise
+from advcourse.models import Ensemble, Ghost, ParameterNoise
 from advcourse.threat import Linf
 
 from ..helpers import images, network, rng
@@ -52,9 +52,13 @@ def test_no_networks_are_no_ensemble() -> None:
         Ensemble([])
 
 
-def test_noise_is_fresh_at_every_pass_and_comes_from_its_seed() -> None:
+noisy = pytest.mark.parametrize("kind", [ParameterNoise, Ghost])
+
+
+@noisy
+def test_noise_is_fresh_at_every_pass_and_comes_from_its_seed(kind: Any) -> None:
     state = torch.get_rng_state()
-    first, again, other = (ParameterNoise(NETWORKS[0], 0.1, seed) for seed in (0, 0, 1))
+    first, again, other = (kind(NETWORKS[0], 0.1, seed) for seed in (0, 0, 1))
     one, two = first(X), first(X)
     assert not torch.equal(one, two)
     assert torch.equal(again(X), one)
@@ -63,8 +67,9 @@ def test_noise_is_fresh_at_every_pass_and_comes_from_its_seed() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_without_noise_it_is_the_network() -> None:
-    silent = ParameterNoise(NETWORKS[0], 0.0)
+@noisy
+def test_without_noise_it_is_the_network(kind: Any) -> None:
+    silent = kind(NETWORKS[0], 0.0)
     assert torch.equal(silent(X), NETWORKS[0](X))
     attack = Transfer.named("MI", Linf(0.1))
     assert torch.equal(attack(silent, X, Y), attack(NETWORKS[0], X, Y))
@@ -83,8 +88,9 @@ def test_the_noise_is_relative_and_the_network_stays() -> None:
     assert line.weight.grad is None
 
 
-def test_a_gradient_goes_through_to_the_input() -> None:
-    slope = Exact(ParameterNoise(NETWORKS[0], 0.1), cross_entropy, Untargeted(Y))(X, torch.arange(6))
+@noisy
+def test_a_gradient_goes_through_to_the_input(kind: Any) -> None:
+    slope = Exact(kind(NETWORKS[0], 0.1), cross_entropy, Untargeted(Y))(X, torch.arange(6))
     assert (slope.gradient.flatten(1).abs().amax(1) > 0).all()
 
 
@@ -97,10 +103,11 @@ class Buffered(nn.Module):
         return self.layers(x)
 
 
-def test_batch_norm_keeps_its_statistics() -> None:
+@noisy
+def test_batch_norm_keeps_its_statistics(kind: Any) -> None:
     network = Buffered().eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    ParameterNoise(network, 0.1)(X)
+    kind(network, 0.1)(X)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
@@ -108,6 +115,42 @@ def test_batch_norm_keeps_its_statistics() -> None:
 def test_settings_that_make_no_sense_are_refused(sigma: Any, seed: Any, words: str) -> None:
     with pytest.raises(ValueError, match=f"{words} must be"):
         ParameterNoise(NETWORKS[0], sigma, seed)
+
+
+def test_a_ghost_erases_and_makes_up_for_it() -> None:
+    line = nn.Linear(10_000, 1, bias=False)
+    nn.init.ones_(line.weight)
+    answers = torch.cat([Ghost(line, 0.3, seed)(torch.ones(1, 10_000)) for seed in range(20)]) / 10_000
+    assert abs(answers.mean() - 1) < 0.01
+    seen: list[Tensor] = []
+    line.register_forward_hook(lambda _, inputs, answer: seen.append(inputs[0]))
+    ghost = Ghost(line, 0.3)
+    ghost(torch.ones(1, 10_000))
+    line(torch.ones(1, 10_000))
+    erased, whole = seen
+    assert len(erased.unique()) == 2
+    assert abs((erased == 0).float().mean() - 0.3) < 0.02
+    assert (whole == 1).all()
+
+
+def test_a_ghost_lets_go_of_the_network_when_it_fails() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    ghost = Ghost(network, 0.5)
+    with pytest.raises(RuntimeError):
+        ghost(torch.ones(2, 5))
+    assert not network[1]._forward_pre_hooks
+    assert torch.equal(network(X.float()), network(X.float()))
+
+
+@pytest.mark.parametrize(("p", "words"), [(-0.1, "p must be"), (1.0, "p must be a probability below 1")])
+def test_probabilities_that_make_no_sense_are_refused(p: float, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Ghost(NETWORKS[0], p)
+
+
+def test_a_ghost_needs_layers() -> None:
+    with pytest.raises(ValueError, match="Flatten has neither convolutions nor linear layers"):
+        Ghost(nn.Flatten(), 0.1)
 
 
 def test_noise_and_ensembles_go_together() -> None:

@@ -4,7 +4,7 @@ from .architectures import cnn, densenet, inception, resnet, vgg
 from .defended import Detector, Projected, Quantized, Randomized, bit_depth, median_filter
 from .large import preactresnet18, wide_resnet
 from .pretrained import torchvision
-from .surrogates import Ensemble, ParameterNoise
+from .surrogates import Ensemble, Ghost, ParameterNoise
 from .wrappers import MinMax, Normalized
 from .zoo import ZOO, card, load
 
@@ -12,6 +12,7 @@ __all__ = [
     "ZOO",
     "Detector",
     "Ensemble",
+    "Ghost",
     "MinMax",
     "Normalized",
     "ParameterNoise",

@@ -9,6 +9,8 @@ from torch.func import functional_call
 
 from ..contract import check_number
 
+LAYERS = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear
+
 
 class Ensemble(nn.Module):
     """Several networks as one, by the mean of their logits or of their probabilities (Liu et al. 2017).
@@ -80,3 +82,54 @@ class ParameterNoise(nn.Module):
             z = torch.randn(weight.shape, generator=self.generator).to(weight)
             weights[name] = weight.detach() * (1 + self.sigma * z)
         return functional_call(self.network, weights, x)
+
+
+class Ghost(nn.Module):
+    """A network some of whose numbers are erased on their way into its layers, others at every pass (Li et al. 2020).
+
+    Dropout, as in training, before every convolution and every linear layer, though the network is in eval mode. Each
+    pass sees another network, a ghost of the one that there is, and none of them had to be trained.
+
+    The noise comes from a generator of its own, which starts from the seed and goes on with every pass.
+
+    Args:
+        network: maps images to logits.
+        p: the probability that a number is erased; 0 is the network itself. Li et al. take 0.006 for large networks.
+        seed: where the noise starts.
+
+    Raises:
+        ValueError: if there is no such layer, or p is not in [0, 1).
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 3))
+        >>> ghost, x = Ghost(network, p=0.2), torch.rand(5, 20)
+        >>> bool((ghost(x) != ghost(x)).any()), torch.equal(Ghost(network, p=0.0)(x), network(x))
+        (True, True)
+    """
+
+    def __init__(self, network: nn.Module, p: float, seed: int = 0) -> None:
+        super().__init__()
+        check_number("p", p, 0.0)
+        if p >= 1:
+            raise ValueError(f"p must be a probability below 1, got {p}")
+        check_number("seed", seed, 0)
+        self.network, self.p = network, p
+        self.generator = Generator().manual_seed(seed)
+        self.layers = [part for part in network.modules() if isinstance(part, LAYERS)]
+        if not self.layers:
+            raise ValueError(f"{type(network).__name__} has neither convolutions nor linear layers to erase inputs of")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.p == 0:
+            return self.network(x)
+        handles = [layer.register_forward_pre_hook(self._erase) for layer in self.layers]
+        try:
+            return self.network(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _erase(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        numbers, *rest = inputs
+        kept = torch.rand(numbers.shape, generator=self.generator).to(numbers.device) >= self.p
+        return numbers * kept / (1 - self.p), *rest
