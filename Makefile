@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SITE := _build/html
+PARALLEL := -n auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
 .PHONY: help setup book test lab serve bench execute format clean
@@ -28,10 +29,10 @@ test: setup ## check everything: style, types, the library, every chapter, the b
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest --nbval --nbval-current-env book
+	$(BIN)/pytest $(PARALLEL) --dist loadfile --nbval --nbval-current-env book
 	rm -rf _build
 	$(MAKE) book
-	$(BIN)/pytest --cov=advcourse src tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) --dist worksteal --cov=advcourse src tests
 
 lab: setup ## open the chapters in JupyterLab
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/book/chapters

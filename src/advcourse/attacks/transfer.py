@@ -58,7 +58,7 @@ class Transfer(Attack):
         step_size: length of a step in the ball's norm; eps / 10 by default, however many there are.
         loss: what to climb, larger when closer to fooled.
         batch_size: rows in one pass of the model, copies included; it bounds the memory and changes no result but by
-            rounding.
+            rounding. On a processor 128 are faster than more, on a GPU more are.
 
     Example:
         >>> import torch
@@ -79,7 +79,7 @@ class Transfer(Attack):
     steps: int = 10
     step_size: float | None = None
     loss: Loss = cross_entropy
-    batch_size: int = 512
+    batch_size: int = 128
 
     def __post_init__(self) -> None:
         check_ball(self.ball)
