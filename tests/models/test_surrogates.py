@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from advcourse.attacks import Transfer
 from advcourse.goals import Untargeted, cross_entropy
 from advcourse.gradients import Exact
-from advcourse.models import Ensemble, Ghost, ParameterNoise
+from advcourse.models import Ensemble, Ghost, ParameterNoise, Rotation
 from advcourse.threat import Linf
 
 from ..helpers import images, network, rng
@@ -158,3 +158,26 @@ def test_noise_and_ensembles_go_together() -> None:
     crowd = Ensemble([ParameterNoise(model, 0.1, seed) for seed, model in enumerate(NETWORKS)])
     found = Transfer.named("MTDI", Linf(0.1), steps=3)(crowd, X, Y, generator=rng(1))
     assert ((found - X).abs() <= 0.1 + 1e-12).all()
+
+
+def test_everybody_has_a_turn_before_anybody_has_another() -> None:
+    turns = Rotation(NETWORKS)
+    answers = [model(X) for model in NETWORKS]
+    for _ in range(4):
+        who = [next(i for i, answer in enumerate(answers) if torch.equal(said, answer)) for said in map(turns, [X] * 3)]
+        assert sorted(who) == [0, 1, 2]
+
+
+def test_the_order_comes_from_the_seed() -> None:
+    first, second = Rotation(NETWORKS, 5), Rotation(NETWORKS, 5)
+    assert all(torch.equal(first(X), second(X)) for _ in range(9))
+    rotation = Rotation(NETWORKS)
+    orders = [tuple(rotation(X)[0, 0].item() for _ in range(3)) for _ in range(8)]
+    assert len(set(orders)) > 1
+
+
+def test_a_rotation_of_one_is_the_model() -> None:
+    attack = Transfer.named("MI", Linf(0.1))
+    assert torch.equal(attack(Rotation(NETWORKS[:1]), X, Y), attack(NETWORKS[0], X, Y))
+    with pytest.raises(ValueError, match="at least one"):
+        Rotation([])

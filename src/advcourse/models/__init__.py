@@ -4,7 +4,7 @@ from .architectures import cnn, densenet, inception, resnet, vgg
 from .defended import Detector, Projected, Quantized, Randomized, bit_depth, median_filter
 from .large import preactresnet18, wide_resnet
 from .pretrained import torchvision
-from .surrogates import Ensemble, Ghost, ParameterNoise
+from .surrogates import Ensemble, Ghost, ParameterNoise, Rotation
 from .wrappers import MinMax, Normalized
 from .zoo import ZOO, card, load
 
@@ -19,6 +19,7 @@ __all__ = [
     "Projected",
     "Quantized",
     "Randomized",
+    "Rotation",
     "bit_depth",
     "card",
     "cnn",

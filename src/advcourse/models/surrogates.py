@@ -133,3 +133,38 @@ class Ghost(nn.Module):
         numbers, *rest = inputs
         kept = torch.rand(numbers.shape, generator=self.generator).to(numbers.device) >= self.p
         return numbers * kept / (1 - self.p), *rest
+
+
+class Rotation(nn.Module):
+    """Several networks, one at each pass, in an order that is shuffled anew whenever all have had their turn.
+
+    It costs what one network costs, and an attack of many steps sees them all, as in LGV (Gubri et al. 2022).
+
+    Args:
+        networks: each maps images to logits.
+        seed: of the order.
+
+    Raises:
+        ValueError: if there are no networks.
+
+    Example:
+        >>> turns = Rotation([nn.Linear(2, 3), nn.Linear(2, 3)])
+        >>> x = torch.rand(5, 2)
+        >>> first, second = turns(x), turns(x)
+        >>> sorted(bool((first == network(x)).all()) for network in turns.networks)
+        [False, True]
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], seed: int = 0) -> None:
+        super().__init__()
+        if not networks:
+            raise ValueError("a rotation needs at least one network")
+        check_number("seed", seed, 0)
+        self.networks = nn.ModuleList(networks)
+        self.generator = Generator().manual_seed(seed)
+        self.waiting: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.waiting:
+            self.waiting = torch.randperm(len(self.networks), generator=self.generator).tolist()
+        return self.networks[self.waiting.pop()](x)
