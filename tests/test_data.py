@@ -16,8 +16,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10
 from torchvision.models import get_model_weights
 
-from advcourse import data
-from advcourse.data import FASHION_CLASSES, FASHION_MEAN, FASHION_STD, cifar10, fashion_mnist, imagenet_folder
+from advcourse.data import FASHION_CLASSES, FASHION_MEAN, FASHION_STD, cifar10, fashion_mnist, imagenet_folder, small
 from advcourse.files import sha256
 
 from .helpers import rng, tiny, write_tiny
@@ -30,8 +29,8 @@ def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Unpacked archives go to a folder of the test's own, and what a test made of the caches does not outlive it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield
-    data._everything.cache_clear()
-    data._cifar10.cache_clear()
+    small._everything.cache_clear()
+    small._cifar10.cache_clear()
 
 
 @pytest.mark.parametrize("split", SIZES)
@@ -110,9 +109,9 @@ def test_unknown_classes_are_refused(classes: object) -> None:
 
 
 def test_a_missing_or_damaged_file_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(data.ASSETS / "fashion_mnist", tmp_path / "fashion_mnist")
-    monkeypatch.setattr(data, "ASSETS", tmp_path)
-    monkeypatch.setattr(data, "_bundled", data._bundled.__wrapped__)  # the cache would hide the change
+    shutil.copytree(small.ASSETS / "fashion_mnist", tmp_path / "fashion_mnist")
+    monkeypatch.setattr(small, "ASSETS", tmp_path)
+    monkeypatch.setattr(small, "_bundled", small._bundled.__wrapped__)  # the cache would hide the change
     assert len(fashion_mnist("test", n=5)[0]) == 5
     path = tmp_path / "fashion_mnist" / "test.npy.xz"
     content = bytearray(path.read_bytes())
@@ -149,19 +148,19 @@ def test_root_holds_archives_or_what_torchvision_made_of_them(
 
 
 def test_two_roots_and_debian_s_package_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "DEBIAN", write_tiny(tmp_path / "debian", packed=True, seed=3))
+    monkeypatch.setattr(small, "DEBIAN", write_tiny(tmp_path / "debian", packed=True, seed=3))
     first, second = (write_tiny(tmp_path / f"root{seed}", packed=True, seed=seed) for seed in (1, 2))
     assert_tiny("train", fashion_mnist("train", root=first), seed=1)
     assert_tiny("train", fashion_mnist("train", root=second), seed=2)
     assert_tiny("train", fashion_mnist("train", full=True), seed=3)
     assert_tiny("test", fashion_mnist("test", root=first), seed=1)
-    data._everything.cache_clear()  # as in the next process
+    small._everything.cache_clear()  # as in the next process
     assert_tiny("test", fashion_mnist("test", full=True), seed=3)
     assert_tiny("test", fashion_mnist("test", root=second), seed=2)
     # With no package there, what was unpacked from elsewhere is not taken for the full set.
-    monkeypatch.setattr(data, "DEBIAN", tmp_path / "nowhere")
+    monkeypatch.setattr(small, "DEBIAN", tmp_path / "nowhere")
     monkeypatch.setattr("torchvision.datasets.FashionMNIST.mirrors", [])
-    data._everything.cache_clear()
+    small._everything.cache_clear()
     with pytest.raises(FileNotFoundError, match="could not be had"):
         fashion_mnist("test", full=True)
 
@@ -175,7 +174,7 @@ def test_a_root_without_the_data_says_what_to_do(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(FashionMNIST, "download", offline)
     with pytest.raises(FileNotFoundError, match="is not a folder: root must hold"):
         fashion_mnist("test", root=tmp_path / "nowhere")
-    monkeypatch.setattr(data, "DEBIAN", tmp_path / "nowhere")
+    monkeypatch.setattr(small, "DEBIAN", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     for root in tmp_path / "empty", None:
         with pytest.raises(FileNotFoundError, match=r"no network.*dataset-fashion-mnist.*root="):
@@ -210,14 +209,14 @@ def test_interleaving_takes_the_first_of_each_class_in_turn(tool: ModuleType) ->
     assert taken.tolist() == [27 - 3 * c for c in range(10)] + [28 - 3 * c for c in range(10)]
 
 
-@pytest.mark.skipif(not data.DEBIAN.is_dir(), reason="needs the package dataset-fashion-mnist")
+@pytest.mark.skipif(not small.DEBIAN.is_dir(), reason="needs the package dataset-fashion-mnist")
 def test_the_bundled_images_are_the_tool_s_subset_of_the_whole(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for split, size in ("train", 60_000), ("test", 10_000):
-        images, labels = data._everything(split, None)
+        images, labels = small._everything(split, None)
         assert images.shape == (size, 28, 28)
-        bundled = data._bundled(split)
+        bundled = small._bundled(split)
         subset = tool.interleaved(images.numpy(), labels.numpy(), tool.PER_CLASS[split])
         for ours, theirs in zip(bundled, subset, strict=True):
             assert np.array_equal(ours.numpy(), theirs)
@@ -226,7 +225,7 @@ def test_the_bundled_images_are_the_tool_s_subset_of_the_whole(
     monkeypatch.setattr(tool, "ASSETS", tmp_path)
     tool.main()
     packed = (tmp_path / "fashion_mnist" / "test.npy.xz").read_bytes()
-    assert sha256(packed) == data.SUBSET["test"]
+    assert sha256(packed) == small.SUBSET["test"]
     assert np.load(io.BytesIO(lzma.decompress(packed))).shape == (2000, 28, 28)
 
 

@@ -2,7 +2,7 @@
 
 Takes the first 1,200 training and 200 test images of each class, interleaves the classes and writes one xz file for
 each split. The same input gives the same bytes; it prints their checksums, which belong into
-`advcourse.data.SUBSET`.
+`advcourse.data.small.SUBSET`.
 """
 
 import io

