@@ -65,7 +65,7 @@ def test_an_interruption_says_how_to_go_on(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("advcourse.training.standard.write_whole", interrupt)
+    monkeypatch.setattr("advcourse.training.checkpoints.write_whole", interrupt)
     result = run(app, ["zoo", "train", "tiny", "--out", str(tmp_path / "out"), "--root", str(tiny_root)])
     assert result.exit_code == 130
     assert "interrupted; run the same command again" in result.output

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ from .. import data
 from ..evaluation import accuracy
 from ..files import sha256, write_whole
 from ..models import zoo
-from .standard import train
+from ..threat import Linf
+from .augmentation import Mirror
+from .fast import FastTraining
+from .loop import train
+from .methods import Ramped, Standard
+from .schedules import OneCycle
 
 
 def train_entry(name: str, folder: Path, root: Path | None = None) -> dict[str, Any]:
@@ -30,6 +36,7 @@ def train_entry(name: str, folder: Path, root: Path | None = None) -> dict[str, 
     Raises:
         ValueError: for an unknown name, or a checkpoint of another recipe.
         FileNotFoundError: if the full data set cannot be had.
+        ImportError: if Accelerate is not installed.
         OSError: if the folder cannot be made.
     """
     entry = zoo.entry(name)
@@ -37,7 +44,19 @@ def train_entry(name: str, folder: Path, root: Path | None = None) -> dict[str, 
     x, y = data.fashion_mnist("train", full=True, root=root)
     network = entry.network()
     checkpoint = folder / f"{name}.checkpoint.pt"
-    train(network, x, y, entry.recipe, checkpoint)
+    recipe = entry.recipe
+    train(
+        network,
+        Ramped(FastTraining(Linf(recipe.eps))) if recipe.eps else Standard(),
+        (x, y),
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        optimizer=partial(torch.optim.AdamW, weight_decay=recipe.weight_decay),
+        schedule=OneCycle(recipe.learning_rate),
+        augment=[Mirror()],
+        checkpoint=checkpoint,
+        generator=torch.Generator().manual_seed(recipe.seed),
+    )
 
     weights = {
         key: value.half().contiguous() if value.is_floating_point() else value
@@ -49,7 +68,7 @@ def train_entry(name: str, folder: Path, root: Path | None = None) -> dict[str, 
         "name": name,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "data": f"Fashion-MNIST, {len(x):,} training images",
-        "recipe": asdict(entry.recipe),
+        "recipe": asdict(recipe),
         "accuracy": round(accuracy(network, *data.fashion_mnist("test")), 4),
         "accuracy_on": "the 2,000 bundled test images",
         "torch": torch.__version__.split("+")[0],
