@@ -2,7 +2,6 @@
 
 import io
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -22,13 +21,15 @@ def read_checkpoint(path: Path, recipe: dict[str, str], model: nn.Module) -> dic
     """The state that was written under this recipe, for such a model.
 
     Raises:
-        ValueError: if the file is damaged, no checkpoint, or one of another recipe or network; it is left as it is.
+        OSError: if the file cannot be read.
+        ValueError: if it is damaged, no checkpoint, or one of another recipe or network; it is left as it is.
     """
     remedy = "remove it to start afresh"
+    content = io.BytesIO(path.read_bytes())
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, UnpicklingError) as error:
-        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}): {remedy}") from error
+        state = torch.load(content, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged file may cause
+        raise ValueError(f"{path} is damaged ({type(error).__name__}): {remedy}") from error
     if not isinstance(state, dict) or not {"recipe", "model"} <= state.keys():
         raise ValueError(f"{path} is no checkpoint of a training: {remedy}")
     old = state["recipe"]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ..contract import Model, check_ball, check_number
 from ..goals import cross_entropy
-from ..threat import L2, Ball
+from ..threat import L2, Ball, Linf
 from .methods import Memory, Method, PGDTraining, Start, Uniform, Update, maximised
 
 
@@ -165,6 +165,6 @@ def _slope(model: Model, points: Tensor, y: Tensor, create_graph: bool = False) 
 
 def misalignment(a: Tensor, b: Tensor) -> Tensor:
     """One minus the cosine between gradients (N, ...): (N,), 0 where one of them vanishes. Both may have a graph."""
-    (alive,) = ((L2.dual_norm(a) > 0) & (L2.dual_norm(b) > 0)).nonzero(as_tuple=True)
+    (alive,) = ((Linf.norm(a) > 0) & (Linf.norm(b) > 0)).nonzero(as_tuple=True)
     cosine = (L2.steepest(a[alive]) * L2.steepest(b[alive])).flatten(1).sum(1)
     return a.new_zeros(len(a)).index_put((alive,), 1 - cosine)
