@@ -1,6 +1,7 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from advcourse.attacks import FGSM, PGD
 from advcourse.cli import app
 from advcourse.cli.inputs import ATTACKS
 from advcourse.cli.progress import watched
-from advcourse.evaluation import worst_case
+from advcourse.evaluation import auto_attack, worst_case
 from advcourse.threat import Linf
 
 from ..helpers import Linear, images
@@ -94,6 +95,17 @@ def test_a_checkpoint_that_the_zoo_trained(tmp_path: Path, tiny_root: Path) -> N
     assert "tiny.json is missing" in result.output
 
 
+def test_auto_is_three_attacks_and_pgd_can_start_ten_times(tmp_path: Path) -> None:
+    path, ball = tmp_path / "report.json", Linf(0.05)
+    options = ["--eps", 0.05, "--n", 10, "--steps", 2, "--json", path]
+    result = evaluate("cnn", "--attack", "pgd-50-10", "--attack", "auto", *options)
+    assert result.exit_code == 0, result.output
+    attacks = [replace(attack, steps=2) for attack in (PGD(ball, 50, 0.0125, restarts=10), *auto_attack(ball).values())]
+    rows = json.loads(path.read_text())["attacks"]
+    assert [row["name"] for row in rows] == ["pgd-50-10", "auto apgd", "auto apgd-t", "auto square"]
+    assert [row["attack"] for row in rows] == [repr(attack) for attack in attacks]
+
+
 @pytest.mark.parametrize("name", ["mine.py:Lead", "mine.py:model"])
 def test_an_own_model_with_own_images(mine: Path, name: str) -> None:
     result = evaluate(mine / name, "--data", mine / "mine.npz", "--norm", "l2", "--eps", "1e-3", "--attack", "fgsm")
@@ -153,7 +165,7 @@ def test_what_is_measured_is_safe_before_the_lint_begins(mine: Path, monkeypatch
     ("arguments", "message"),
     [
         (["nonsense"], "there is no model 'nonsense': give a name of the zoo (cnn, "),
-        (["nonsense.safetensors"], "there is no model 'nonsense' in the zoo"),
+        (["nonsense.safetensors"], "nonsense.json is missing: it has to lie beside its weights"),
         (["nowhere.py:load"], "nowhere.py:load could not be loaded: FileNotFoundError"),
         (["nowhere.at.all:load"], "nowhere.at.all:load could not be loaded: ModuleNotFoundError"),
         (["mine.py:absent"], "mine.py:absent could not be loaded: AttributeError"),

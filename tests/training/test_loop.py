@@ -25,12 +25,14 @@ from advcourse.training import (
     EarlyStopping,
     FastTraining,
     FreeTraining,
+    GradAlign,
     History,
     JsonLines,
     Method,
     Mirror,
     OneCycle,
     PGDTraining,
+    Ramped,
     Standard,
     train,
 )
@@ -326,13 +328,14 @@ def test_a_compiled_network_trains_the_network(monkeypatch: pytest.MonkeyPatch) 
         ({"average": 1.0}, r"average must be a decay in \[0, 1\)"),
         ({"monitors": [EarlyStopping()]}, "monitors need robust accuracy"),
         ({"monitors": [EarlyStopping()], "validation": DATA}, "monitors need robust accuracy"),
-        ({"schedule": Constant(1e38)}, "lower the learning rate"),
+        ({"schedule": Constant(1e38)}, r"diverged in epoch 1: lower the learning rate of Constant\(rate=1e\+38\)"),
+        ({"method": Ramped(GradAlign(BALL)), "compile": True}, "derivatives that a compiled network does not have"),
     ],
 )
 def test_what_makes_no_sense_is_refused(change: dict[str, Any], words: str) -> None:
     network = plain()
     with pytest.raises(ValueError, match=words):
-        fit(network, Standard(), **change)
+        fit(network, **{"method": Standard(), **change})
     assert not torch.is_inference_mode_enabled()
     assert torch.is_grad_enabled()
 

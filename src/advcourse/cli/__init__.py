@@ -7,6 +7,7 @@ import typer
 from .. import __version__
 from .evaluate import evaluate
 from .serve import serve
+from .train import train
 from .transfer import transfer
 from .zoo import zoo
 
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 app.command()(evaluate)
 app.command()(serve)
+app.command()(train)
 app.command()(transfer)
 app.add_typer(zoo, name="zoo")
 

@@ -8,10 +8,10 @@ import typer
 
 @contextmanager
 def one_line(interrupted: str) -> Iterator[None]:
-    """Bad input ends with its message and code 2, an interruption with these words and code 130."""
+    """Bad input or a missing extra ends with its message and code 2, an interruption with these words and code 130."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:

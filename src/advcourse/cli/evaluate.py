@@ -23,16 +23,18 @@ def evaluate(
         typer.Argument(
             metavar="MODEL",
             help="A network of the zoo (`advcourse zoo list`); the path of a NAME.safetensors that "
-            "`advcourse zoo train` wrote, with its NAME.json beside it; or your own: file.py:function or "
-            "package.module:function, which takes no argument and returns a model from images in [0, 1] to logits.",
+            "`advcourse zoo train` or `advcourse train` wrote, with its NAME.json beside it; or your own: "
+            "file.py:function or package.module:function, which takes no argument and returns a model from images in "
+            "[0, 1] to logits.",
         ),
     ],
     attack: Annotated[
         list[str],
         typer.Option(
-            help="fgsm, pgd, apgd, apgd-dlr, apgd-t (towards nine labels in turn), square (scores alone, no gradient), "
-            "or, in L2, cw and deepfool. Give it several times, the cheapest first: each attack sees what the ones "
-            "before left.",
+            help="fgsm, pgd, pgd-50-10 (fifty steps of eps / 4 from ten starts), apgd, apgd-dlr, apgd-t (towards nine "
+            "labels in turn), square (scores alone, no gradient), or, in L2, cw and deepfool; auto is apgd, apgd-t and "
+            "square with 5000 queries, as in AutoAttack. Give it several times, the cheapest first: each attack sees "
+            "what the ones before left.",
         ),
     ] = ["pgd"],  # noqa: B006
     eps: Annotated[str, typer.Option(help="How far an image may be moved: 0.1, or 8/255.")] = "0.1",
@@ -48,8 +50,8 @@ def evaluate(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="An .npz file with images x (N, ...) in [0, 1], or uint8, and labels y (N,); Fashion-MNIST's test "
-            "images by default."
+            help="An .npz file with images x (N, ...) in [0, 1], or uint8, and labels y (N,), or a folder with "
+            "CIFAR-10's cifar-10-batches-py; Fashion-MNIST's test images by default."
         ),
     ] = None,
     n: Annotated[
@@ -88,7 +90,7 @@ def evaluate(
     from ..evaluation import worst_case
     from ..files import write_whole
     from ..threat import L1, L2, Ball, Linf
-    from .inputs import read_attack, read_eps, read_images, read_model
+    from .inputs import read_attacks, read_eps, read_images, read_model
     from .progress import watched
 
     document: dict[str, Any] = {"advcourse": __version__, "model": model, "data": str(data or "Fashion-MNIST test")}
@@ -100,7 +102,7 @@ def evaluate(
     with one_line("interrupted"):
         balls: dict[Norm, type[Ball]] = {Norm.linf: Linf, Norm.l2: L2, Norm.l1: L1}
         ball = balls[norm](read_eps(eps))
-        attacks = {name: read_attack(name, ball, steps) for name in attack}
+        attacks = read_attacks(attack, ball, steps)
         x, y = read_images(data, n)
         network = read_model(model, x)
         if report is not None:

@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from fractions import Fraction
 from functools import partial
@@ -20,15 +20,17 @@ from torch import Tensor, nn
 from .. import models
 from ..attacks import APGD, FGSM, PGD, Attack, CarliniWagner, DeepFool, Square, Transfer
 from ..contract import Model
-from ..data import fashion_mnist, imagenet_folder, imagenet_samples, nips17
-from ..evaluation import predict
+from ..data import cifar10, fashion_mnist, imagenet_folder, imagenet_samples, nips17
+from ..evaluation import auto_attack, predict
 from ..goals import dlr
 from ..gradients import RAP
+from ..models.catalogue import load_trained
 from ..threat import Ball
 
 ATTACKS: dict[str, Callable[[Ball], Attack]] = {
     "fgsm": FGSM,
     "pgd": PGD,
+    "pgd-50-10": lambda ball: PGD(ball, 50, ball.eps / 4, restarts=10),
     "apgd": APGD,
     "apgd-dlr": partial(APGD, loss=dlr),
     "apgd-t": partial(APGD, loss=dlr, targets=9),
@@ -47,10 +49,8 @@ LITE = tuple(f"efficientnet_lite{size}" for size in range(3))
 def read_attack(name: str, ball: Ball, steps: int | None) -> Attack:
     """The attack of that name; `steps` in place of its own, if it takes steps."""
     if name not in ATTACKS:
-        raise ValueError(f"there is no attack {name!r}; there are: {', '.join(ATTACKS)}")
-    attack: Any = ATTACKS[name](ball)
-    takes_steps = any(field.name == "steps" for field in fields(attack))
-    return replace(attack, steps=steps) if steps is not None and takes_steps else attack
+        raise ValueError(f"there is no attack {name!r}; there are: {', '.join(ATTACKS)}, auto")
+    return _with_steps(ATTACKS[name](ball), steps)
 
 
 def read_transfer(name: str, ball: Ball, settings: dict[str, Any], reverse: dict[str, Any]) -> Transfer:
@@ -70,6 +70,22 @@ def read_steps(text: str) -> list[int]:
         raise ValueError(f"steps must be numbers such as 10,20,40, got {text!r}") from None
 
 
+def read_attacks(names: Iterable[str], ball: Ball, steps: int | None) -> dict[str, Attack]:
+    """The attacks of these names in their order; `auto` stands for several."""
+    attacks: dict[str, Attack] = {}
+    for name in names:
+        if name == "auto":
+            attacks |= {f"auto {part}": _with_steps(attack, steps) for part, attack in auto_attack(ball).items()}
+        else:
+            attacks[name] = read_attack(name, ball, steps)
+    return attacks
+
+
+def _with_steps(attack: Any, steps: int | None) -> Attack:
+    takes_steps = any(field.name == "steps" for field in fields(attack))
+    return replace(attack, steps=steps) if steps is not None and takes_steps else attack
+
+
 def read_eps(text: str) -> float:
     """A radius: 0.1, 1e-2 or 8/255."""
     try:
@@ -79,8 +95,8 @@ def read_eps(text: str) -> float:
 
 
 def read_model(text: str, x: Tensor) -> Model:
-    """A model of the zoo, of a checkpoint that `advcourse zoo train` wrote, of torchvision, of the extra `imagenet`,
-    or of an engineer's own factory, after trying it on an image of x."""
+    """A model of the zoo, of a file that `advcourse zoo train` or `advcourse train` wrote, of torchvision, of the extra
+    `imagenet`, or of an engineer's own factory, after trying it on an image of x."""
     path, (place, colon, name) = Path(text), text.rpartition(":")
     model: Any
     if text in models.ZOO:
@@ -91,7 +107,7 @@ def read_model(text: str, x: Tensor) -> Model:
         architecture, _, weights = text.partition("@")
         model = models.torchvision(architecture, None if weights == "untrained" else weights)
     elif path.suffix == ".safetensors":
-        model = models.load(path.stem, path.parent)
+        model = models.load(path.stem, path.parent) if path.stem in models.ZOO else load_trained(path)
     elif colon:
         try:  # it is somebody else's code: whatever it raises, the answer is one line
             factory = getattr(_module(place), name)
@@ -146,9 +162,12 @@ def read_photographs(text: str | None, n: int | None) -> tuple[Tensor, Tensor, T
 
 
 def read_images(path: Path | None, n: int | None) -> tuple[Tensor, Tensor]:
-    """The first n images and labels, 200 or all there are by default: of the bundled test set, or of an .npz file."""
+    """The first n images and labels, 200 or all there are by default: of the bundled test set, of CIFAR-10's in a
+    folder, or of an .npz file."""
     if path is None:
         return fashion_mnist("test", n or 200)
+    if path.is_dir():
+        return cifar10("test", n or 200, root=path)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             x, y = arrays["x"], arrays["y"]

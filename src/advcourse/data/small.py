@@ -32,6 +32,9 @@ FASHION_CLASSES = (
 FASHION_MEAN, FASHION_STD = 0.2860, 0.3530
 """Mean and standard deviation of the 60,000 training images in [0, 1]."""
 
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+"""The same of CIFAR-10's 50,000, for each colour."""
+
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # the package dataset-fashion-mnist
 SUBSET = {
     "train": "048e4d09fe8e1164c8753d68e06522631e6afd26e37538ca93d245f7c17cfd27",

@@ -7,7 +7,7 @@ from .landscape import directions, landscape, loss_change
 from .lint import Finding, lint
 from .recording import Recorded, provenance, record_transfer
 from .transfer import TransferMatrix, transfer_matrix
-from .worst_case import Report, Row, worst_case
+from .worst_case import Report, Row, auto_attack, worst_case
 
 __all__ = [
     "Finding",
@@ -17,6 +17,7 @@ __all__ = [
     "TransferMatrix",
     "accuracy",
     "accuracy_by_eps",
+    "auto_attack",
     "claim",
     "correct",
     "directions",

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from ..attacks import Attack
+from ..attacks import APGD, Attack, Square
 from ..contract import Model, check_images
-from ..goals import Untargeted, margin
+from ..goals import Untargeted, dlr, margin
 from ..threat import Ball
 from .accuracy import correct, predict, wilson_interval
 
@@ -166,6 +166,24 @@ def worst_case(
         now = held.nonzero().squeeze(1)
         rows.append(Row(name, repr(attack), len(left), len(left) - len(now), _fraction(held)))
     return Report(ball, tuple(rows), x_adv, broken_by, held)
+
+
+def auto_attack(ball: Ball) -> dict[str, Attack]:
+    """The attacks of AutoAttack (Croce & Hein 2020), for `worst_case`: nothing in them is tuned to a model.
+
+    APGD on the cross-entropy, APGD on the DLR loss towards each of the nine likeliest wrong labels, and Square with
+    5,000 queries, in this order. The fourth attack of the published ensemble, targeted FAB, is left out; after these
+    three it seldom finds anything.
+
+    Args:
+        ball: where the attacks stay; Square needs `Linf` or `L2`.
+
+    Example:
+        >>> from advcourse.threat import Linf
+        >>> list(auto_attack(Linf(8 / 255)))
+        ['apgd', 'apgd-t', 'square']
+    """
+    return {"apgd": APGD(ball), "apgd-t": APGD(ball, loss=dlr, targets=9), "square": Square(ball, steps=5000)}
 
 
 def _inside(ball: Ball, tried: Tensor, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from .augmentation import Crop, Mirror
 from .engine import engine
 from .fast import NFGSM, FastTraining, FreeTraining, GradAlign
 from .history import Epoch, History
-from .logs import JsonLines, TensorBoard
+from .logs import JsonLines, Log, TensorBoard
 from .loop import SGD, train
 from .methods import TRADES, Method, PGDTraining, Previous, Ramped, Standard, Uniform, Zero
 from .monitors import Action, CatastrophicOverfitting, EarlyStopping, Overfitted
@@ -26,6 +26,7 @@ __all__ = [
     "GradAlign",
     "History",
     "JsonLines",
+    "Log",
     "Method",
     "Mirror",
     "OneCycle",

@@ -128,7 +128,7 @@ class GradAlign(Method):
     δ is the step of eps from the clean image, along the first gradient, which serves both terms and is held constant,
     as in the authors' code. The second gradient is differentiated once more: three passes for each image, and what that
     derivative costs, which counts as a fourth. Images whose gradient vanishes have nothing to align. The network must
-    have second derivatives; compiled ones have none.
+    have second derivatives, which compiled ones have not.
 
     Args:
         ball: where δ and η stay.
@@ -146,6 +146,7 @@ class GradAlign(Method):
         check_number("weight", self.weight, 0.0)
 
     passes = 4
+    compiles = False
 
     def updates(self, model: Model, x: Tensor, y: Tensor, memory: Memory, generator: Generator) -> Iterator[Update]:
         here = _slope(model, x, y)

@@ -83,8 +83,8 @@ def train(
 
     Raises:
         ValueError: if images or labels are not as an attack demands them, a number is out of range, the network is
-            frozen, monitors have nothing to look at, the checkpoint is damaged or of another training, or the loss
-            is no longer finite.
+            frozen, monitors have nothing to look at, the method cannot be compiled, the checkpoint is damaged or of
+            another training, or the training diverges.
         ImportError: if Accelerate is not installed.
 
     Example:
@@ -105,6 +105,8 @@ def train(
         attack = PGD(method.ball, steps=10)
     if monitors and (validation is None or attack is None):
         raise ValueError("monitors need robust accuracy: give validation images, and an attack if there is no ball")
+    if compile and not method.compiles:
+        raise ValueError(f"{method!r} needs derivatives that a compiled network does not have: leave out compile")
     accelerator = accelerator or engine()
     processes = accelerator.num_processes
     if min(batch_size, *(len(part[1]) for part in (data, validation or data))) < processes:

@@ -48,10 +48,12 @@ class Method(Hyperparameters, ABC):
         ball: where its adversary stays; None if there is no adversary.
         passes: forward and backward passes for each image of an epoch, the measure of cost.
         replays: updates of the weights for each batch.
+        compiles: whether `torch.compile` gives the network all the derivatives that are needed.
     """
 
     ball: Ball | None = None
     replays: int = 1
+    compiles: bool = True
 
     @property
     @abstractmethod
@@ -134,6 +136,10 @@ class Ramped(Method):
     @property
     def replays(self) -> int:  # type: ignore[override]
         return self.method.replays
+
+    @property
+    def compiles(self) -> bool:  # type: ignore[override]
+        return self.method.compiles
 
     @property
     def passes(self) -> int:

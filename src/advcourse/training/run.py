@@ -119,7 +119,7 @@ class Run:
         loss, right, seen = accelerator.reduce(total).tolist()
         if not math.isfinite(loss):
             raise ValueError(
-                f"the loss is {loss} in epoch {number + 1}: lower the learning rate, which ended at {rate}"
+                f"the training diverged in epoch {number + 1}: lower the learning rate of {plan.schedule!r}"
             )
         seconds = time.perf_counter() - begin
         return Epoch(number + 1, plan.method.passes, seconds, loss / seen, right / seen, rate)
