@@ -7,9 +7,9 @@ See README.md in this folder for how to read the tables.
 
 from collections.abc import Sequence
 
-from . import harness, labels, scores, transfer, white_box
+from . import harness, labels, scores, training, transfer, white_box
 
-PARTS: list[harness.Part] = [white_box, transfer, scores, labels]
+PARTS: list[harness.Part] = [white_box, transfer, scores, labels, training]
 
 
 def main(argv: Sequence[str] | None = None) -> list[harness.Row]:

@@ -11,7 +11,7 @@ from advcourse.attacks import FGSM, NES, OPT, PGD, SignOPT, Square
 from advcourse.oracles import Labels, Scores
 from advcourse.threat import Linf
 from benchmarks import __main__ as bench
-from benchmarks import labels, scores, transfer, white_box
+from benchmarks import labels, scores, trainers, training, transfer, white_box
 from benchmarks.libraries import LIBRARIES, Task
 from benchmarks.measure import Approach, Entry, Floor, Pass, Timing, Witness, limited, race, recorded
 
@@ -145,6 +145,42 @@ def test_the_part_with_surrogates_runs_and_makes_its_passes(run, tmp_path, capsy
     assert page in capsys.readouterr().out
     assert len(json.loads((tmp_path / "transfer.json").read_text())) == 6
     assert not (tmp_path / "white_box.md").exists()
+
+
+def test_the_part_with_training_runs_for_all_methods(tmp_path, capsys):
+    threads = torch.get_num_threads()
+    try:
+        rows = bench.main(["--quick", "--attacks", "train", "--libraries", "advcourse", "--output", str(tmp_path)])
+    finally:
+        torch.set_num_threads(threads)
+    assert [row.library for row in rows] == ["passes alone", "advcourse", "scripts"] * len(training.TASKS)
+    assert not any(row.remark for row in rows)
+    assert all(training.pace(row) == 1 for row in rows[::3])
+    page = (tmp_path / "training.md").read_text()
+    assert "## cnn, train GradAlign: Linf, eps 0.1, batches of 4" in page
+    assert page in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "training.json").read_text())) == len(rows)
+
+
+@pytest.mark.parametrize("task", training.TASKS, ids=lambda task: task.name)
+def test_passes_alone_are_the_passes_that_our_methods_make(model, batch, task):
+    task = replace(task, steps=min(task.steps, 3))
+    made = {}
+    for name in "passes alone", "advcourse":
+        with recorded(model) as passes:
+            trainers.TRAINERS[name](task, model, len(batch[0]))(*batch)
+        made[name] = sorted(passes, key=lambda one: one.backward)
+    assert made["passes alone"] == made["advcourse"]
+
+
+def test_a_missed_aim_of_training_is_named():
+    timing = Timing(1.0, 1.0, 1.2, 1.0, 1.2, 3)
+    ours = training.Row("cnn", training.TASKS[0], 4, "advcourse", 32, timing=timing)
+    floor = replace(ours, library="passes alone", timing=replace(timing, reference=1.0))
+    quick = replace(ours, library="scripts", timing=replace(timing, reference=1.1))
+    (line,) = training.shortfalls([floor, ours, quick])
+    assert line == "cnn, train standard: 1.20 × the passes alone, aim 1.05; scripts takes 0.92 × our time"
+    assert training.shortfalls([floor, replace(ours, timing=replace(timing, reference=1.04)), quick]) == []
 
 
 def test_a_missed_aim_of_transfer_attacks_is_named():
