@@ -115,6 +115,8 @@ def test_a_finished_training_is_not_repeated(tmp_path: Path) -> None:
         ({"batch_size": 4}, "batch_size was 8, is 4"),
         ({"augment": [Mirror()]}, r"augment was , is Mirror\(\)"),
         ({"average": 0.5}, "average was None, is 0.5"),
+        ({"validation": (X[:3], Y[:3])}, "validation was none, is 3 images"),
+        ({"attack": FGSM(BALL)}, r"attack was None, is FGSM\("),
         ({"data": (X[:10], Y[:10])}, "data was 20 images .* is 10 images"),
         ({"data": (X, 1 - Y)}, "data was 20 images"),
         ({"optimizer": partial(torch.optim.SGD, momentum=0.5)}, "optimizer was SGD.*'momentum': 0.9"),
@@ -200,6 +202,8 @@ def test_a_history_holds_what_it_says() -> None:
     assert again == history
     assert [json.loads(line)["loss"] for line in history.json_lines().splitlines()] == [e.loss for e in history]
     assert len(str(history).splitlines()) == 6
+    assert history[0].summary.endswith(f"loss {history[0].loss:.3f}")
+    assert history[0].summary.startswith(f"robust {history[0].robust_accuracy:.1%}, clean ")
 
 
 def test_without_an_adversary_nothing_is_attacked_but_on_demand() -> None:
@@ -244,10 +248,10 @@ def test_the_average_is_what_is_kept() -> None:
     assert not same(network.state_dict(), steps[-1])
 
 
-def collapsing(history_of: list[float]) -> Callable[..., tuple[float, float]]:
+def collapsing(history_of: list[float]) -> Callable[..., dict[str, float]]:
     """A measurement that is made up."""
     values = iter(history_of)
-    return lambda *_: (0.9, next(values))
+    return lambda _: {"clean_accuracy": 0.9, "robust_accuracy": next(values)}
 
 
 @pytest.mark.parametrize(
@@ -264,7 +268,7 @@ def test_a_collapse_is_noticed_and_rolled_back(
     assert (len(history), history.kept) == (epochs, kept)
     assert "catastrophic overfitting" in history[3].remark
     assert not any(epoch.remark for epoch in history[:3])  # type: ignore[index]
-    monkeypatch.setattr("advcourse.training.run.Run.accuracies", collapsing([0.0] * kept))
+    monkeypatch.setattr("advcourse.training.run.Run.accuracies", collapsing([0.0] * 5))
     reference = convolutional()
     unwatched = FastTraining(BALL)
     weights: list[dict[str, Any]] = []

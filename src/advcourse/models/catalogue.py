@@ -74,7 +74,7 @@ def save_trained(network: nn.Module, path: Path, name: str, data: str, **about: 
     """Write the weights of a network that `build` made to `path`, NAME.safetensors, and a card, NAME.json, beside it.
 
     Returns:
-        The card: what is needed to load it, and whatever else is told `about` it.
+        The card, with what is needed to load it, and whatever else is told `about` it.
     """
     content = save_tensors({key: value.cpu().contiguous() for key, value in network.state_dict().items()})
     card = {"network": name, "data": data, **about, "sha256": sha256(content)}

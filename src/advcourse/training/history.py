@@ -32,6 +32,13 @@ class Epoch:
     robust_accuracy: float | None = None
     remark: str = ""
 
+    @property
+    def summary(self) -> str:
+        """The loss and the accuracies in one line."""
+        known = {"robust": self.robust_accuracy, "clean": self.clean_accuracy, "training": self.accuracy}
+        words = [f"{key} {value:.1%}" for key, value in known.items() if value is not None]
+        return ", ".join([*words, f"loss {self.loss:.3f}"])
+
 
 @dataclass(frozen=True)
 class History:

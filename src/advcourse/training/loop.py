@@ -113,10 +113,10 @@ def train(
         raise ValueError(f"{processes} processes need as many images at least, in a batch and for validation")
     random = private_generator(generator, data[0])
     seed = int(torch.randint(2**62, (), generator=random, device=random.device))
-    plan = Plan(method, epochs, batch_size, schedule, tuple(augment), average, seed)
+    plan = Plan(method, epochs, batch_size, schedule, tuple(augment), average, attack, tuple(monitors), seed)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     home = parameters[0].device
-    run = Run(model, plan, data, optimizer(parameters), accelerator, compile)
+    run = Run(model, plan, data, validation, optimizer(parameters), accelerator, compile)
     try:
         if checkpoint is not None and checkpoint.exists():
             run.resume(read_checkpoint(checkpoint, run.recipe, model))
@@ -124,9 +124,7 @@ def train(
         while run.history.kept is None:
             with _undisturbed():
                 epoch = run.epoch()
-                if validation is not None:
-                    clean, robust = run.accuracies(validation, attack)
-                    epoch = replace(epoch, clean_accuracy=clean, robust_accuracy=robust)
+                epoch = replace(epoch, **run.accuracies())
             run.history = run.history.followed_by(epoch)
             if monitors and run.history.best is epoch:
                 run.best = run.weights()
@@ -179,6 +177,7 @@ def _tell(run: Run, logs: Sequence[Log]) -> None:
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Global randomness is as before in the end; gradients are on, and that one of an image vanishes is no news."""
-    with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad(), warnings.catch_warnings():
+    devices = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ZeroGradient)
         yield

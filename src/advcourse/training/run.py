@@ -5,6 +5,7 @@ import time
 import zlib
 from copy import copy
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ..evaluation import correct
 from .augmentation import Augmentation
 from .history import Epoch, History
 from .methods import Memory, Method
+from .monitors import Monitor
 from .schedules import Schedule
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ class Plan:
     schedule: Schedule
     augment: tuple[Augmentation, ...]
     average: float | None
+    attack: Attack | None
+    monitors: tuple[Monitor, ...]
     seed: int
 
 
@@ -52,11 +56,12 @@ class Run:
         model: nn.Module,
         plan: Plan,
         data: Data,
+        validation: Data | None,
         optimizer: torch.optim.Optimizer,
         accelerator: "Accelerator",
         compiled: bool,
     ) -> None:
-        self.model, self.plan, self.data, self.accelerator = model, plan, data, accelerator
+        self.model, self.plan, self.data, self.validation, self.accelerator = model, plan, data, validation, accelerator
         self.history, self.memory = History(plan.epochs), Memory()
         self.best: dict[str, Tensor] = {}
         self.batches = -(-len(data[0]) // plan.batch_size)
@@ -82,7 +87,7 @@ class Run:
         order = torch.randperm(len(x), generator=Generator().manual_seed(self._seed(number, 0)))
         noise = Generator(device).manual_seed(self._seed(number, 1 + rank))
         torch.manual_seed(self._seed(number, 1 + rank))  # of dropout
-        total, rate = torch.zeros(3, device=device), 0.0  # losses, right answers, rows
+        total, rate = torch.zeros(2, device=device), 0.0  # losses and right answers
         begin = time.perf_counter()
         self.model.train()
         self.network.train()
@@ -90,6 +95,7 @@ class Run:
             order.tensor_split(self.batches),
             desc=f"epoch {number + 1}/{plan.epochs}",
             unit="batch",
+            postfix=self.history[-1].summary if len(self.history) else None,
             leave=False,
             disable=None if accelerator.is_main_process else True,
         )
@@ -111,43 +117,43 @@ class Run:
                 self.optimizer.step()
                 if self.averaged is not None:
                     self.averaged.update_parameters(self.model)
-                right = (logits.detach().argmax(1) == labels).sum()
-                total += torch.stack([losses.detach().sum(), right, right.new_tensor(len(labels))])
+                total += torch.stack([losses.detach().sum(), (logits.detach().argmax(1) == labels).sum()])
         for buffer in [*self.model.buffers(), *(self.averaged.module.buffers() if self.averaged else ())]:
             if buffer.is_floating_point():  # batch norm has seen other images in each process
                 buffer.copy_(accelerator.reduce(buffer, "mean"))
-        loss, right, seen = accelerator.reduce(total).tolist()
+        loss, accuracy = (accelerator.reduce(total) / (plan.method.replays * len(x))).tolist()
         if not math.isfinite(loss):
             raise ValueError(
                 f"the training diverged in epoch {number + 1}: lower the learning rate of {plan.schedule!r}"
             )
         seconds = time.perf_counter() - begin
-        return Epoch(number + 1, plan.method.passes, seconds, loss / seen, right / seen, rate)
+        return Epoch(number + 1, plan.method.passes, seconds, loss, accuracy, rate)
 
-    def accuracies(self, data: Data, attack: Attack | None) -> tuple[float, float | None]:
-        """Clean and robust accuracy of the result; each process looks at its share of the images."""
+    def accuracies(self) -> dict[str, Any]:
+        """Clean and robust accuracy of the result, as far as they can be had; processes share the images."""
+        if self.validation is None:
+            return {}
         share = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
-        x, y = (part[share].to(self.accelerator.device) for part in data)
-        clean = correct(self.result, x, y).sum()
-        robust = clean if attack is None else correct(self.result, attack(self.result, x, y), y).sum()
-        counts = self.accelerator.reduce(torch.stack([clean, robust])).tolist()
-        accuracy, robust_accuracy = (count / len(data[0]) for count in counts)
-        return accuracy, None if attack is None else robust_accuracy
+        x, y = (part[share].to(self.accelerator.device) for part in self.validation)
+        right = {"clean_accuracy": correct(self.result, x, y).sum()}
+        if self.plan.attack is not None:
+            right["robust_accuracy"] = correct(self.result, self.plan.attack(self.result, x, y), y).sum()
+        return {key: self.accelerator.reduce(count).item() / len(self.validation[0]) for key, count in right.items()}
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the result's weights and buffers."""
         return {key: value.detach().clone() for key, value in self.result.state_dict().items()}
 
-    @property
+    @cached_property
     def recipe(self) -> dict[str, str]:
-        """All that decides about the bits of the weights but the network, in words."""
+        """All that decides about weights and history but the network, in words."""
         plan = {field.name: _words(getattr(self.plan, field.name)) for field in fields(Plan)}
         options = {key: value for key, value in self.optimizer.defaults.items() if key != "lr"}
-        bits = [zlib.crc32(part.detach().cpu().contiguous().numpy().data) for part in self.data]
         return {
             **plan,
             "optimizer": f"{type(self.optimizer.optimizer).__name__}({options})",
-            "data": f"{len(self.data[0])} images ({bits[0]:08x}, {bits[1]:08x})",
+            "data": _digest(self.data),
+            "validation": "none" if self.validation is None else _digest(self.validation),
             "processes": str(self.accelerator.num_processes),
             "precision": self.accelerator.mixed_precision,
         }
@@ -182,6 +188,11 @@ class Run:
 
     def _seed(self, epoch: int, stream: int) -> int:
         return int(np.random.SeedSequence((self.plan.seed, epoch, stream)).generate_state(1)[0])
+
+
+def _digest(data: Data) -> str:
+    bits = [f"{zlib.crc32(part.detach().cpu().contiguous().numpy().data):08x}" for part in data]
+    return f"{len(data[0])} images ({', '.join(bits)})"
 
 
 def _words(value: Any) -> str:
