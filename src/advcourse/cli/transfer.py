@@ -63,7 +63,7 @@ def transfer(
             "default."
         ),
     ] = None,
-    n: Annotated[int | None, typer.Option("--n", min=1, help="How many images, from the first.")] = None,
+    n: Annotated[int | None, typer.Option("--images", min=1, help="How many images, from the first.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Run everything so many times, with seeds 0, 1, …")] = 1,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images in a piece of work, and rows in one pass of a network.")
@@ -75,7 +75,7 @@ def transfer(
 ) -> None:
     """Craft adversarial examples on each network, try the others, print the table and keep every verdict.
 
-    Only images that all networks get right are used. Interrupt it when you like and run it again: finished pieces are
+    Only images that every target gets right are used. Interrupt it when you like and run it again: finished pieces are
     kept. With several GPUs, `accelerate launch` starts a process for each, and they share the pieces.
 
     ```text

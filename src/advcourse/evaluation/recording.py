@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -102,7 +103,7 @@ class Recorded:
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)) for line in table]
         after = "/".join(map(str, at))
-        return "\n".join([*lines, f"% of {self.images} images that all networks get right, after {after} steps"])
+        return "\n".join([*lines, f"% of {self.images} images that all targets get right, after {after} steps"])
 
 
 def record_transfer(
@@ -122,7 +123,7 @@ def record_transfer(
 ) -> Recorded | None:
     """Craft with each attack on each surrogate, try every target along the way, and keep the verdicts in a file.
 
-    Of the images those are used that all networks get right. The work is cut into pieces, a batch of images for an
+    Of the images those are used that every target gets right. The work is cut into pieces, a batch of images for an
     attack, a surrogate and a seed, each of which is kept as soon as it is done, beside `path`. So the same call goes on
     where an earlier one was interrupted; and several processes or machines that see the same folder can do a share
     each: whoever completes the work puts the file together.
@@ -131,7 +132,7 @@ def record_transfer(
         path: the file, JSON; what it holds is returned, if it is there already.
         attacks: by name, as a rule `Transfer`s.
         surrogates: whose gradients may be used, by name.
-        targets: who is to be fooled, by name.
+        targets: who is to be fooled, by name; as a rule the surrogates are among them, to see what became of those.
         x: images (N, ...) in [0, 1].
         y: their labels (N,).
         goal: what counts as fooled, of all N images; by default any label but y.
@@ -146,13 +147,26 @@ def record_transfer(
 
     Raises:
         ValueError: if the file or the pieces are of an experiment with other settings, `at` does not ascend or goes
-            beyond the attacks' steps, or no image is right with all networks.
+            beyond the attacks' steps, or no image is right with all targets.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from advcourse import data, models
+        >>> from advcourse.attacks import Transfer
+        >>> from advcourse.threat import Linf
+        >>> x, y = data.fashion_mnist("test", n=20)
+        >>> zoo = {name: models.load(name) for name in ("cnn", "resnet")}
+        >>> attacks = {"MI": Transfer.named("MI", Linf(0.1), steps=2)}
+        >>> with TemporaryDirectory() as folder:
+        ...     found = record_transfer(Path(folder) / "mi.json", attacks, zoo, zoo, x, y, at=[1, 2])
+        >>> found.fooled("resnet", "MI", "cnn").shape == (1, found.images)
+        True
     """
     if list(at) != sorted(set(at)) or not at or at[0] < 1:
         raise ValueError(f"at must be numbers of steps that ascend from 1 or more, got {list(at)}")
     check_number("batch_size", batch_size, 1)
     wanted = check_goal(Untargeted(y) if goal is None else goal, x)
-    images = right_everywhere({**surrogates, **targets}, x, y, batch_size)
+    images = right_everywhere(targets, x, y, batch_size)
     settings = {
         "attacks": {name: repr(attack) for name, attack in attacks.items()},
         "surrogates": list(surrogates),
@@ -228,9 +242,10 @@ def _part(folder: Path, units: list[Unit], unit: Unit) -> Path:
 def _gathered(path: Path, folder: Path, units: list[Unit], settings: dict[str, Any]) -> Recorded | None:
     """The pieces as one file, and the pieces removed, if all are there."""
     parts = [_part(folder, units, unit) for unit in units]
-    if not all(part.exists() for part in parts):
-        return None
-    pieces = dict(zip(units, (json.loads(part.read_text()) for part in parts), strict=True))
+    try:
+        pieces = dict(zip(units, (json.loads(part.read_text()) for part in parts), strict=True))
+    except FileNotFoundError:  # another share is still at work, or has just put the file together
+        return Recorded.load(path) if path.exists() else None
     rows = []
     for seed, attack, surrogate in dict.fromkeys(unit[1:] for unit in units):
         mine = [piece for unit, piece in pieces.items() if unit[1:] == (seed, attack, surrogate)]
@@ -250,7 +265,8 @@ def _gathered(path: Path, folder: Path, units: list[Unit], settings: dict[str, A
     write_whole(path, _compact(document).encode())
     for part in [*parts, folder / "settings.json"]:
         part.unlink(missing_ok=True)
-    folder.rmdir()
+    with suppress(OSError):  # another share is about to do the same
+        folder.rmdir()
     return Recorded.load(path)
 
 

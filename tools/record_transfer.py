@@ -1,0 +1,172 @@
+"""Runs the transfer experiments of chapters 8 and 9 at full length and keeps every verdict, with where it came from.
+
+    python tools/record_transfer.py [EXPERIMENT ...]        (those without a file, when none is named)
+
+It can be interrupted and run again: finished pieces are kept. Two cores can do some experiments each.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from advcourse import data, models
+from advcourse.attacks import Transfer
+from advcourse.evaluation import record_transfer
+from advcourse.files import ASSETS
+from advcourse.goals import FromTo, Loss, cross_entropy, logit, po_trip
+from advcourse.gradients import RAP
+from advcourse.threat import Linf
+from advcourse.training.snapshots import snapshots
+
+FOLDER = ASSETS / "transfer"
+FAMILIES = "cnn", "resnet", "vgg", "densenet", "inception"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Which attacks, on whom, with which images, and after how many steps to look."""
+
+    attacks: Mapping[str, Transfer]
+    targets: Callable[[], dict[str, nn.Module]]
+    images: Callable[[], tuple[Tensor, Tensor]]
+    at: Sequence[int]
+    surrogates: Sequence[str] | Callable[[], dict[str, nn.Module]] = ()  # targets' names, all when empty
+    targeted: bool = False
+    seeds: Sequence[int] = (0,)
+    radii: Sequence[float] = ()
+    batch_size: int = 120
+
+
+def fashion() -> dict[str, nn.Module]:
+    return {name: models.load(name) for name in FAMILIES}
+
+
+def lite() -> dict[str, nn.Module]:
+    return {f"efficientnet_lite{size}": models.efficientnet_lite(size) for size in range(3)}
+
+
+def disturbed() -> dict[str, nn.Module]:
+    """Two networks, and each with noise on its weights, with numbers erased, and as it wanders along SGD."""
+    x, y = data.fashion_mnist("train", n=2000)
+    found: dict[str, nn.Module] = {}
+    for name in "resnet", "vgg":
+        network = models.load(name)
+        found |= {
+            name: network,
+            f"{name}, noise": models.ParameterNoise(network, 0.1),
+            f"{name}, ghosts": models.Ghost(network, 0.02),
+            f"{name}, snapshots": models.Rotation(snapshots(network, x, y, epochs=5, per_epoch=4)),
+        }
+    return found
+
+
+def half(which: int, n: int) -> Callable[[], tuple[Tensor, Tensor]]:
+    """The first n test images of one half: settings are looked for in half 0 and judged in half 1."""
+
+    def images() -> tuple[Tensor, Tensor]:
+        x, y = data.fashion_mnist("test")
+        rows = slice(1000 * which, 1000 * which + n)
+        return x[rows], y[rows]
+
+    return images
+
+
+def with_rap(name: str, eps: float, steps: int, rap_eps: float, inner: int, start: int, loss: Loss) -> Transfer:
+    """A named attack with a RAP of these settings in the place of its own, and steps of eps / 10."""
+    attack = Transfer.named(f"{name}+RAP", Linf(eps), steps=steps, loss=loss)
+    rap = RAP(rap_eps, inner, start=start)
+    return replace(attack, parts=tuple(rap if isinstance(part, RAP) else part for part in attack.parts))
+
+
+def grid(name: str, eps: float, steps: int, loss: Loss) -> dict[str, Transfer]:
+    """The attack itself, then with RAP at several radii, from the first step and from a quarter of them on."""
+    base = Transfer.named(name, Linf(eps), steps=steps, loss=loss)
+    return {name: base} | {
+        f"{name}+RAP, {share:g} eps, start {start}": with_rap(name, eps, steps, share * eps, 4, start, loss)
+        for share in (0.125, 0.25, 0.5, 1.0)
+        for start in (0, steps // 4)
+    }
+
+
+def ladder(eps: float, step_size: float) -> dict[str, Transfer]:
+    """Each idea alone on top of momentum, then together; ten steps, as published."""
+    names = "I", "MI", "NI", "MDI", "MTI", "MSI", "MAI", "MVI", "MTDI", "MTDSI"
+    return {name: Transfer.named(name, Linf(eps), step_size=step_size) for name in names}
+
+
+def losses(name: str, eps: float, step_size: float) -> dict[str, Transfer]:
+    """The three targeted losses of Zhao et al. (2021) at their 300 steps."""
+    named = {"CE": cross_entropy, "Po+Trip": po_trip, "logit": logit}
+    return {
+        key: Transfer.named(name, Linf(eps), steps=300, step_size=step_size, loss=loss, batch_size=20)
+        for key, loss in named.items()
+    }
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "rap_search": Experiment(
+        grid("MI", 0.06, 200, cross_entropy), fashion, half(0, 120), (10, 50, 200), ("resnet", "inception")
+    ),
+    "rap_search_targeted": Experiment(
+        grid("MDI", 0.1, 200, logit), fashion, half(0, 120), (20, 50, 200), ("resnet", "inception"), targeted=True
+    ),
+    "ladder": Experiment(ladder(0.06, 0.006), fashion, half(1, 300), (10,)),
+    "noise": Experiment(
+        {"MI": Transfer.named("MI", Linf(0.06), steps=50, step_size=0.006)},
+        fashion,
+        half(1, 300),
+        (10, 20, 50),
+        disturbed,
+        batch_size=300,
+    ),
+    "losses": Experiment(losses("MTDI", 0.1, 0.01), fashion, half(1, 200), (20, 100, 300), targeted=True),
+    "losses_imagenet": Experiment(
+        losses("MTDI", 16 / 255, 2 / 255), lite, data.imagenet_samples, (20, 100, 300), targeted=True, batch_size=20
+    ),
+    "ladder_imagenet": Experiment(
+        {name: replace(attack, batch_size=20) for name, attack in ladder(4 / 255, 0.4 / 255).items()},
+        lite,
+        data.imagenet_samples,
+        (10,),
+    ),
+}
+
+
+def run(name: str) -> None:
+    experiment = EXPERIMENTS[name]
+    x, y = experiment.images()
+    targets = experiment.targets()
+    goal = None
+    if experiment.targeted:
+        classes = next(iter(targets.values()))(x[:1]).shape[1]
+        drawn = torch.randint(classes - 1, y.shape, generator=torch.Generator().manual_seed(0))
+        goal = FromTo(drawn + (drawn >= y), source=y)
+    chosen = experiment.surrogates
+    surrogates = chosen() if callable(chosen) else {key: targets[key] for key in chosen or targets}
+    recorded = record_transfer(
+        FOLDER / f"{name}.json",
+        experiment.attacks,
+        surrogates,
+        targets,
+        x,
+        y,
+        goal,
+        at=experiment.at,
+        seeds=experiment.seeds,
+        radii=experiment.radii,
+        batch_size=experiment.batch_size,
+    )
+    print(f"{name}\n{recorded}")
+
+
+def main(names: list[str]) -> None:
+    for name in names or [name for name in EXPERIMENTS if not Path(FOLDER / f"{name}.json").exists()]:
+        run(name)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
