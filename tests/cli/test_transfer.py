@@ -1,5 +1,8 @@
 """`advcourse transfer`, on networks and images that are there in a second."""
 
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
