@@ -165,6 +165,7 @@ def test_what_is_measured_is_safe_before_the_lint_begins(mine: Path, monkeypatch
     ("arguments", "message"),
     [
         (["nonsense"], "there is no model 'nonsense': give a name of the zoo (cnn, "),
+        (["cnn", "--data", "."], "CIFAR-10 could not be had from ."),
         (["nonsense.safetensors"], "nonsense.json is missing: it has to lie beside its weights"),
         (["nowhere.py:load"], "nowhere.py:load could not be loaded: FileNotFoundError"),
         (["nowhere.at.all:load"], "nowhere.at.all:load could not be loaded: ModuleNotFoundError"),

@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,13 @@ def test_what_cannot_be_done_is_one_line(train, arguments: list[str], words: str
     assert result.stderr.startswith("error: ")
     assert words in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_what_is_not_installed_is_named(train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    result = train()
+    assert result.exit_code == 2
+    assert result.stderr == "error: training needs Hugging Face Accelerate: pip install 'advcourse[train]'\n"
 
 
 def test_the_published_recipes_are_those_of_the_papers() -> None:

@@ -93,6 +93,30 @@ def test_fast_training_from_zero_with_a_step_of_eps_is_fgsm() -> None:
     assert torch.equal(trained_on, gradient(network, X, y))
 
 
+@pytest.mark.parametrize("step_size", [0.125, 0.2])
+def test_fast_training_is_the_loop_of_its_authors(step_size: float) -> None:
+    """Line by line from their train_fgsm.py, with the same noise."""
+    one, other, draws, noise = convolutional().eval(), convolutional().eval(), rng(), rng()
+    ours, theirs = (torch.optim.SGD(network.parameters(), 0.1, momentum=0.9) for network in (one, other))
+    for X_, y in [(X[i : i + 5], Y[i : i + 5]) for i in (0, 5, 10, 15, 0, 5)]:
+        for losses, _ in FastTraining(BALL, step_size).updates(one, X_, y, Memory(), draws):
+            ours.zero_grad()
+            losses.mean().backward()
+            ours.step()
+        delta = torch.zeros_like(X_).uniform_(-0.1, 0.1, generator=noise)
+        delta.data = torch.max(torch.min(delta, 1 - X_), 0 - X_)
+        delta.requires_grad = True
+        F.cross_entropy(other(X_ + delta), y).backward()
+        assert delta.grad is not None
+        delta.data = torch.clamp(delta + step_size * torch.sign(delta.grad), -0.1, 0.1)
+        delta.data = torch.max(torch.min(delta, 1 - X_), 0 - X_)
+        theirs.zero_grad()
+        F.cross_entropy(other(X_ + delta.detach()), y).backward()
+        theirs.step()
+    for mine, its in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, its)
+
+
 def test_without_a_step_fast_training_is_training_on_uniform_noise() -> None:
     start, trained_on = seen(plain(), FastTraining(BALL, step_size=0.0))
     assert torch.equal(start, trained_on)
