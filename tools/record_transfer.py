@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,12 @@ from advcourse.attacks import Transfer
 from advcourse.evaluation import record_transfer
 from advcourse.files import ASSETS
 from advcourse.goals import FromTo, Loss, cross_entropy, logit, po_trip
-from advcourse.gradients import RAP
+from advcourse.gradients import RAP, Momentum, Normalization, TranslationKernel
 from advcourse.threat import Linf
 from advcourse.training.snapshots import snapshots
 
 FOLDER = ASSETS / "transfer"
+FOUND = "MI+RAP, 0.5 eps, start 50"  # by the search of chapter 9
 FAMILIES = "cnn", "resnet", "vgg", "densenet", "inception"
 
 
@@ -75,20 +77,31 @@ def half(which: int, n: int) -> Callable[[], tuple[Tensor, Tensor]]:
     return images
 
 
-def with_rap(name: str, eps: float, steps: int, rap_eps: float, inner: int, start: int, loss: Loss) -> Transfer:
-    """A named attack with a RAP of these settings in the place of its own, and steps of eps / 10."""
-    attack = Transfer.named(f"{name}+RAP", Linf(eps), steps=steps, loss=loss)
-    rap = RAP(rap_eps, inner, start=start)
-    return replace(attack, parts=tuple(rap if isinstance(part, RAP) else part for part in attack.parts))
+def with_rap(attack: Transfer, eps: float, steps: int, start: int) -> Transfer:
+    """The attack with a RAP where `Transfer.named` has it: within momentum and kernel, around all else."""
+    outer = sum(isinstance(part, (Momentum, Normalization, TranslationKernel)) for part in attack.parts)
+    return replace(attack, parts=(*attack.parts[:outer], RAP(eps, steps, start=start), *attack.parts[outer:]))
 
 
 def grid(name: str, eps: float, steps: int, loss: Loss) -> dict[str, Transfer]:
     """The attack itself, then with RAP at several radii, from the first step and from a quarter of them on."""
     base = Transfer.named(name, Linf(eps), steps=steps, loss=loss)
     return {name: base} | {
-        f"{name}+RAP, {share:g} eps, start {start}": with_rap(name, eps, steps, share * eps, 4, start, loss)
+        f"{name}+RAP, {share:g} eps, start {start}": with_rap(base, share * eps, 4, start)
         for share in (0.125, 0.25, 0.5, 1.0)
         for start in (0, steps // 4)
+    }
+
+
+def late_starts(
+    name: str, eps: float, step_size: float, steps: int, rap_eps: float, **settings: Any
+) -> dict[str, Transfer]:
+    """An attack, the same with RAP from the first step, and from a quarter of the steps on."""
+    base = Transfer.named(name, Linf(eps), steps=steps, step_size=step_size, **settings)
+    return {
+        name: base,
+        f"{name}+RAP": with_rap(base, rap_eps, 4, 0),
+        f"{name}+RAP-LS": with_rap(base, rap_eps, 4, steps // 4),
     }
 
 
@@ -98,11 +111,11 @@ def ladder(eps: float, step_size: float) -> dict[str, Transfer]:
     return {name: Transfer.named(name, Linf(eps), step_size=step_size) for name in names}
 
 
-def losses(name: str, eps: float, step_size: float) -> dict[str, Transfer]:
+def losses(name: str, eps: float, step_size: float, batch_size: int) -> dict[str, Transfer]:
     """The three targeted losses of Zhao et al. (2021) at their 300 steps."""
     named = {"CE": cross_entropy, "Po+Trip": po_trip, "logit": logit}
     return {
-        key: Transfer.named(name, Linf(eps), steps=300, step_size=step_size, loss=loss, batch_size=20)
+        key: Transfer.named(name, Linf(eps), steps=300, step_size=step_size, loss=loss, batch_size=batch_size)
         for key, loss in named.items()
     }
 
@@ -111,27 +124,53 @@ EXPERIMENTS: dict[str, Experiment] = {
     "rap_search": Experiment(
         grid("MI", 0.06, 200, cross_entropy), fashion, half(0, 120), (10, 50, 200), ("resnet", "inception")
     ),
-    "rap_search_targeted": Experiment(
-        grid("MDI", 0.1, 200, logit), fashion, half(0, 120), (20, 50, 200), ("resnet", "inception"), targeted=True
+    "rap_report": Experiment(  # what the search found, on images and surrogates that it did not see
+        {key: attack for key, attack in grid("MI", 0.06, 200, cross_entropy).items() if key in ("MI", FOUND)},
+        fashion,
+        half(1, 133),
+        (10, 50, 200),
+        ("cnn", "vgg", "densenet"),
+        seeds=(0, 1),
     ),
-    "ladder": Experiment(ladder(0.06, 0.006), fashion, half(1, 300), (10,)),
+    "rap_table": Experiment(
+        late_starts("MTDI", 0.1, 0.01, 100, 0.05, loss=logit)
+        | late_starts("MTDSI", 0.1, 0.01, 100, 0.05, loss=logit)
+        | late_starts("MTDAI", 0.1, 0.01, 100, 0.05, loss=logit),
+        fashion,
+        half(1, 66),
+        (100,),
+        ("resnet", "inception"),
+        targeted=True,
+    ),
+    "ladder": Experiment(ladder(0.06, 0.006), fashion, half(1, 133), (10,)),
     "noise": Experiment(
         {"MI": Transfer.named("MI", Linf(0.06), steps=50, step_size=0.006)},
         fashion,
-        half(1, 300),
+        half(1, 200),
         (10, 20, 50),
         disturbed,
         batch_size=300,
     ),
-    "losses": Experiment(losses("MTDI", 0.1, 0.01), fashion, half(1, 200), (20, 100, 300), targeted=True),
+    "losses": Experiment(losses("MTDI", 0.1, 0.01, 128), fashion, half(1, 133), (20, 100, 300), targeted=True),
+    **{
+        f"rap_imagenet_{eps}": Experiment(
+            late_starts("MI", eps / 255, eps / 8 / 255, 40, eps / 255, batch_size=20),
+            lite,
+            data.imagenet_samples,
+            (10, 20, 40),
+            batch_size=20,
+            radii=[eps / 255 * k / 8 for k in range(9)] if eps == 16 else [],
+        )
+        for eps in (4, 8, 16)
+    },
     "losses_imagenet": Experiment(
-        losses("MTDI", 16 / 255, 2 / 255), lite, data.imagenet_samples, (20, 100, 300), targeted=True, batch_size=20
-    ),
-    "ladder_imagenet": Experiment(
-        {name: replace(attack, batch_size=20) for name, attack in ladder(4 / 255, 0.4 / 255).items()},
+        losses("MTDI", 16 / 255, 2 / 255, 20),
         lite,
         data.imagenet_samples,
-        (10,),
+        (20, 100, 300),
+        ("efficientnet_lite0",),
+        targeted=True,
+        batch_size=20,
     ),
 }
 
