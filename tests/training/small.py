@@ -14,7 +14,6 @@ from advcourse.training import (
     FastTraining,
     FreeTraining,
     GradAlign,
-    History,
     Method,
     PGDTraining,
     Previous,
@@ -73,6 +72,3 @@ def trained(network: nn.Module, method: Method, **options: Any) -> dict[str, Ten
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-__all__ = ["BALL", "DATA", "METHODS", "History", "convolutional", "fit", "plain", "same", "trained"]

@@ -101,7 +101,7 @@ def test_a_finished_training_is_not_repeated(tmp_path: Path) -> None:
     history = fit(network, FastTraining(BALL), **EVERYTHING, checkpoint=path)
     other = convolutional(seed=5)
     other.register_forward_hook(lambda *_: pytest.fail("it trained again"))
-    assert fit(other, FastTraining(BALL), **EVERYTHING, checkpoint=path, logs=[JsonLines(log)]) == history
+    assert fit(other, FastTraining(BALL), **EVERYTHING, checkpoint=str(path), logs=[JsonLines(str(log))]) == history
     assert same(other.state_dict(), network.state_dict())
     assert len(log.read_text().splitlines()) == len(history)
 

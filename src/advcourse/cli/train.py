@@ -95,10 +95,11 @@ def train(
         load = partial(sets.fashion_mnist if data is Data.fashion else sets.cifar10, root=root)
         x, y = load("train", n)
         out.mkdir(parents=True, exist_ok=True)  # fails now and not after an epoch
-        logs: list[Log] = [JsonLines(out / "log.jsonl")]
-        if curves:
-            logs.append(TensorBoard(out / "curves"))
         accelerator = engine(half)
+        one_of_many = not accelerator.is_main_process  # which has nothing to say
+        logs: list[Log] = [JsonLines(out / "log.jsonl")]
+        if curves and not one_of_many:
+            logs.append(TensorBoard(out / "curves"))
         history = fit(
             network,
             recipe.method,
@@ -117,7 +118,8 @@ def train(
             accelerator=accelerator,
             generator=torch.Generator().manual_seed(seed),
         )
-        if not accelerator.is_main_process:
+        accelerator.end_training()
+        if one_of_many:
             return
         kept = history[(history.kept or 0) - 1]
         path = out / "model.safetensors"

@@ -15,10 +15,10 @@ Log = Callable[[History], None]
 class JsonLines:
     """A file with a line of JSON for each epoch. It is written anew every time, so that a resumed training fits in."""
 
-    path: Path
+    path: str | Path
 
     def __call__(self, history: History) -> None:
-        write_whole(self.path, history.json_lines().encode())
+        write_whole(Path(self.path), history.json_lines().encode())
 
 
 class TensorBoard:
@@ -31,7 +31,7 @@ class TensorBoard:
         ImportError: if TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: str | Path) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:

@@ -45,7 +45,7 @@ def train(
     attack: Attack | None = None,
     monitors: Sequence[Monitor] = (),
     average: float | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
     logs: Sequence[Log] = (),
     compile: bool = False,
     accelerator: "Accelerator | None" = None,
@@ -70,9 +70,9 @@ def train(
         attack: measures robust accuracy on them; by default `PGD` in the method's ball with 10 steps, if it has one.
         monitors: `CatastrophicOverfitting()`, `EarlyStopping()`, …, which need robust accuracy.
         average: decay of an exponential moving average of the weights, 0.999 say; it is what is validated and kept.
-        checkpoint: a file that holds everything after every epoch. If it is there at the start, training goes on from
-            it and ends with the same bits, on the same machine with the same number of threads and processes, as if it
-            had never stopped. The caller removes it when the result is safe.
+        checkpoint: a file, seen by all processes, that holds everything after every epoch. If it is there at the start,
+            training goes on from it and ends with the same bits, on the same machine with the same number of threads
+            and processes, as if it had never stopped. The caller removes it when the result is safe.
         logs: `JsonLines(path)`, `TensorBoard(folder)`, or any function of the history.
         compile: run the network through `torch.compile`, which pays off on GPUs, after minutes.
         accelerator: where and how precisely to compute; ``engine()`` by default, and ``engine(half=True)``.
@@ -107,6 +107,7 @@ def train(
         raise ValueError("monitors need robust accuracy: give validation images, and an attack if there is no ball")
     if compile and not method.compiles:
         raise ValueError(f"{method!r} needs derivatives that a compiled network does not have: leave out compile")
+    path = None if checkpoint is None else Path(checkpoint)
     accelerator = accelerator or engine()
     processes = accelerator.num_processes
     if min(batch_size, *(len(part[1]) for part in (data, validation or data))) < processes:
@@ -118,8 +119,8 @@ def train(
     home = parameters[0].device
     run = Run(model, plan, data, validation, optimizer(parameters), accelerator, compile)
     try:
-        if checkpoint is not None and checkpoint.exists():
-            run.resume(read_checkpoint(checkpoint, run.recipe, model))
+        if path is not None and path.exists():
+            run.resume(read_checkpoint(path, run.recipe, model))
             _tell(run, logs)
         while run.history.kept is None:
             with _undisturbed():
@@ -129,10 +130,10 @@ def train(
             if monitors and run.history.best is epoch:
                 run.best = run.weights()
             run.history = _judged(run.history, monitors)
-            if checkpoint is not None:
+            if path is not None:
                 state = run.state()
                 if accelerator.is_main_process:
-                    write_checkpoint(checkpoint, state)
+                    write_checkpoint(path, state)
             _tell(run, logs)
         model.load_state_dict(run.best if run.history.kept < len(run.history) else run.weights())
     finally:
