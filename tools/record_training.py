@@ -1,0 +1,337 @@
+"""Trains the networks of chapters 10 and 11 at full length and keeps what became of them, with where it came from.
+
+    python tools/record_training.py [EXPERIMENT ...]        (all, when none is named)
+
+Each training is kept as soon as it is done, and what is kept is not done again unless its settings have changed. It can
+be interrupted at any moment: an unfinished training goes on from its last epoch.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from advcourse import data
+from advcourse.attacks import FGSM, PGD
+from advcourse.contract import Hyperparameters
+from advcourse.evaluation import accuracy, provenance, robust_accuracy
+from advcourse.files import ASSETS, write_whole
+from advcourse.goals import Untargeted, cross_entropy, margin
+from advcourse.gradients import Exact
+from advcourse.threat import Ball, Linf
+from advcourse.training import (
+    NFGSM,
+    SGD,
+    Constant,
+    EarlyStopping,
+    FastTraining,
+    FreeTraining,
+    GradAlign,
+    History,
+    Method,
+    OneCycle,
+    PGDTraining,
+    Piecewise,
+    Previous,
+    Standard,
+    Uniform,
+    Zero,
+    train,
+)
+from advcourse.training.methods import Memory, Start
+
+FOLDER = ASSETS / "training"
+RUNS = Path(__file__).resolve().parent.parent / "runs" / "training"
+VALIDATION = slice(11_500, 12_000)  # training images that nobody trains on: monitors look at them
+CURVE = 300  # test images that are looked at after each epoch
+TEST = 500  # test images that the end result is judged by
+
+
+def tiny(width: int = 16, batch_norm: bool = False, hidden: int = 100) -> nn.Sequential:
+    """The network of Wong et al. (2020) for MNIST: two convolutions with a stride of two, and two linear layers. Like
+    theirs it takes the images as they are.
+
+    Args:
+        width: channels of the first convolution; the second has twice as many. 16 in the paper.
+        batch_norm: after both of them; not in the paper.
+        hidden: units between the linear layers.
+    """
+
+    def block(inputs: int, outputs: int) -> list[nn.Module]:
+        norm = [nn.BatchNorm2d(outputs)] if batch_norm else []
+        return [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), *norm, nn.ReLU()]
+
+    head = [nn.Flatten(), nn.Linear(2 * width * 49, hidden), nn.ReLU(), nn.Linear(hidden, 10)]
+    return nn.Sequential(*block(1, width), *block(width, 2 * width), *head)
+
+
+@dataclass(frozen=True)
+class Unclipped:
+    """Starts uniformly in the ball, wherever that is: the gradient may be taken outside of [0, 1], as in the program of
+    Wong et al. (2020) for MNIST. Theirs for CIFAR-10 clips, as `Uniform` does."""
+
+    def __call__(self, ball: Ball, x: Tensor, memory: Memory, generator: Generator) -> Tensor:
+        return x + ball.eps * ball.draw(x, generator)
+
+
+@dataclass(frozen=True, repr=False)
+class Training(Hyperparameters):
+    """All that decides about a training but its seed.
+
+    Attributes:
+        method, epochs, schedule: see `advcourse.training.train`.
+        eps: radius of the ball in which the result is attacked.
+        images: how many training images.
+        batch_size: images in a step.
+        width, batch_norm, hidden: of the network, see `tiny`.
+        adam: the optimizer, or else SGD with momentum.
+        monitor: what may end it.
+    """
+
+    method: Method
+    epochs: int
+    eps: float
+    schedule: Callable[[float], float] = field(default_factory=lambda: OneCycle(0.005))
+    images: int = 8000
+    batch_size: int = 64
+    width: int = 16
+    batch_norm: bool = False
+    hidden: int = 100
+    adam: bool = True
+    monitor: Any = None
+
+
+def look(network: nn.Module, ball: Linf, x: Tensor, y: Tensor) -> dict[str, float]:
+    """Accuracies, and how well the gradient at an image tells that at a random point of the ball around it."""
+    goal, everyone = Untargeted(y), torch.arange(len(x))
+    slope = Exact(network, cross_entropy, goal)
+    there = ball.sample(x, torch.Generator().manual_seed(0))
+    cosines = torch.cosine_similarity(
+        slope(x, everyone).gradient.flatten(1), slope(there, everyone).gradient.flatten(1)
+    )
+    found = {
+        "clean": accuracy(network, x, y),
+        "fgsm": robust_accuracy(network, FGSM(ball), x, y),
+        "pgd": robust_accuracy(network, PGD(ball, steps=10), x, y),
+        "alignment": cosines.mean().item(),
+    }
+    return {key: round(value, 4) for key, value in found.items()}
+
+
+def judge(network: nn.Module, ball: Linf, x: Tensor, y: Tensor) -> dict[str, float]:
+    """The end result: without attack, under FGSM, under PGD with 50 steps and 2 restarts, and under 50 steps of PGD
+    with the loss of Carlini & Wagner, as Madry et al. (2018) use it."""
+    attacks = {
+        "fgsm": FGSM(ball),
+        "pgd": PGD(ball, steps=50, restarts=2),
+        "cw": PGD(ball, steps=50, loss=margin),
+    }
+    found = {"clean": accuracy(network, x, y)}
+    found |= {name: robust_accuracy(network, attack, x, y) for name, attack in attacks.items()}
+    return {key: round(value, 4) for key, value in found.items()}
+
+
+class Watch:
+    """Looks at the network after each epoch. What it saw is on the disk before the next one begins."""
+
+    def __init__(self, path: Path, see: Callable[[], dict[str, float]]) -> None:
+        self.path, self.see = path, see
+        self.seen: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
+
+    def __call__(self, history: History) -> None:
+        self.seen[str(len(history))] = self.see()
+        write_whole(self.path, json.dumps(self.seen).encode())
+
+
+def trained(training: Training, seed: int, run: Path, watched: bool = True) -> tuple[nn.Module, dict[str, Any]]:
+    """Train, and go on where an interrupted run of that name has ended.
+
+    Args:
+        training: what to do.
+        seed: of the weights and of all else.
+        run: where its checkpoint is, without a suffix.
+        watched: look at the network after each epoch, which is not counted as training.
+
+    Returns:
+        The network, and what became of it: the passes and seconds, the epoch that was kept, the end result, and the
+        epochs.
+    """
+    x, y = data.fashion_mnist("train")
+    held_out, train_set = (x[VALIDATION], y[VALIDATION]), (x[: training.images], y[: training.images])
+    x_test, y_test = data.fashion_mnist("test")
+    ball = Linf(training.eps)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = tiny(training.width, training.batch_norm, training.hidden)
+
+    watch = Watch(run.with_suffix(".seen.json"), lambda: look(network, ball, x_test[:CURVE], y_test[:CURVE]))
+    checkpoint = run.with_suffix(".pt")
+    run.parent.mkdir(parents=True, exist_ok=True)
+    monitor = training.monitor
+    history = train(
+        network,
+        training.method,
+        train_set,
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        optimizer=torch.optim.Adam if training.adam else SGD,
+        schedule=training.schedule,
+        validation=held_out if monitor else None,
+        attack=PGD(ball, steps=10) if monitor else None,
+        monitors=[monitor] if monitor else [],
+        checkpoint=checkpoint,
+        logs=[watch] if watched else [],
+        generator=torch.Generator().manual_seed(seed),
+    )
+    result: dict[str, Any] = {
+        "passes": history.passes,
+        "seconds": round(history.seconds, 1),
+        "kept": history.kept,
+        "end": judge(network, ball, x_test[:TEST], y_test[:TEST]),
+        "train_pgd": round(robust_accuracy(network, PGD(ball, steps=10), x[:CURVE], y[:CURVE]), 4),
+        "loss": [round(epoch.loss, 4) for epoch in history],
+        "accuracy": [round(epoch.accuracy, 4) for epoch in history],
+    }
+    if watched:
+        seen = [watch.seen[str(epoch.epoch)] for epoch in history]
+        result["seen"] = {key: [each[key] for each in seen] for key in seen[0]}
+    checkpoint.unlink(missing_ok=True)
+    watch.path.unlink(missing_ok=True)
+    return network, result
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Trainings by label, each from every seed."""
+
+    trainings: Mapping[str, Training]
+    seeds: Sequence[int] = (0, 1)
+
+
+def record(name: str, experiment: Experiment, folder: Path = FOLDER, runs: Path = RUNS) -> list[dict[str, Any]]:
+    """Do what is not yet in the file and put it there, training by training; seed by seed, so that half is worth
+    something. Rows with other settings than today's are done again.
+
+    Returns:
+        The rows.
+    """
+    path = folder / f"{name}.json"
+    known = json.loads(path.read_text())["rows"] if path.exists() else []
+    for seed in experiment.seeds:
+        for label, training in experiment.trainings.items():
+            settings = repr(training)
+            if any(is_of(row, label, seed, settings) for row in known):
+                continue
+            slug = "".join(letter if letter.isalnum() else "-" for letter in f"{name}-{label}-{seed}")
+            _, result = trained(training, seed, runs / slug)
+            row = {"label": label, "seed": seed, "settings": settings, **result, "provenance": provenance()}
+            known = [other for other in known if (other["label"], other["seed"]) != (label, seed)] + [row]
+            write_whole(path, _lines(known).encode())
+            end = "  ".join(f"{key} {value:.1%}" for key, value in result["end"].items())
+            print(f"{name}: {label}, seed {seed}: {result['passes']} passes, {result['seconds']} s, {end}", flush=True)
+    return known
+
+
+def is_of(row: dict[str, Any], label: str, seed: int, settings: str) -> bool:
+    return (row["label"], row["seed"], row["settings"]) == (label, seed, settings)
+
+
+def recorded(name: str) -> dict[tuple[str, int], dict[str, Any]]:
+    """What was recorded, by label and seed."""
+    rows = json.loads((FOLDER / f"{name}.json").read_text())["rows"]
+    return {(row["label"], row["seed"]): row for row in rows}
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    """JSON with a line for each training, so that a change can be read."""
+    return '{"rows": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]}\n"
+
+
+BALL = Linf(0.3)
+
+
+def fast(step: float, start: Start, **others: Any) -> Training:
+    """FGSM training in the ball of 0.3, with a step of so many radii."""
+    return Training(FastTraining(BALL, round(step * BALL.eps, 4), start), **{"epochs": 15, "eps": BALL.eps} | others)
+
+
+def grown(method: Method, epochs: int, rate: float = 0.005, **others: Any) -> Training:
+    """Any method in that ball, with a cyclic rate."""
+    return Training(method, epochs, BALL.eps, OneCycle(rate), **others)
+
+
+EARLY = EarlyStopping(patience=5)
+
+EXPERIMENTS: dict[str, Experiment] = {
+    # The eleven rows of Wong et al. (2020), Table 1, in their order but for the long ones at the end.
+    "starts": Experiment(
+        {
+            "zero": fast(1, Zero()),
+            "random, 2 eps": fast(2, Unclipped()),
+            "random, 1.25 eps": fast(1.25, Unclipped()),
+            "random, 1 eps": fast(1, Unclipped()),
+            "previous": fast(1, Previous()),
+            "zero, early stopping": fast(1, Zero(), monitor=EARLY),
+            "random, 2 eps, early stopping": fast(2, Unclipped(), monitor=EARLY),
+            "Free, few epochs": grown(FreeTraining(BALL, 8), 4, 0.002),
+            "PGD-7, few epochs": grown(PGDTraining(BALL, 7), 15),
+            "Free": Training(FreeTraining(BALL, 8), 10, BALL.eps, Constant(0.001)),
+            "PGD-7": Training(PGDTraining(BALL, 7), 24, BALL.eps, Piecewise(0.002, {0.5: 0.0002})),
+        }
+    ),
+    # What keeps a single step from overfitting, and the start that the box clips.
+    "cures": Experiment(
+        {
+            "N-FGSM": grown(NFGSM(BALL), 15),
+            "zero, 0.5 eps": fast(0.5, Zero()),
+            "random, 1.25 eps, clipped": fast(1.25, Uniform()),
+            "GradAlign": grown(GradAlign(BALL, 1.0), 15),
+        }
+    ),
+    # Figure 4 of Madry et al. (2018): every layer twice as wide as the one before.
+    "capacity": Experiment(
+        {
+            f"{name}, {width}": Training(method, 8, 0.1, OneCycle(0.005), images=4000, width=width, hidden=8 * width)
+            for width in (1, 2, 4, 8, 16)
+            for name, method in {
+                "standard": Standard(),
+                "FGSM": FastTraining(Linf(0.1), 0.1, Zero()),
+                "PGD": PGDTraining(Linf(0.1), 5),
+            }.items()
+        }
+    ),
+    # Rice et al. (2020): a small set, many epochs, and a rate that falls half-way.
+    "overfitting": Experiment(
+        {"PGD-5": Training(PGDTraining(Linf(0.1), 5), 80, 0.1, Piecewise(0.002, {0.5: 0.0002}), images=1000)}
+    ),
+    # How few epochs suffice.
+    "budget": Experiment(
+        {
+            **{f"cyclic, {epochs}": fast(1.25, Unclipped(), epochs=epochs) for epochs in (4, 8, 30)},
+            "flat, 30": fast(1.25, Unclipped(), epochs=30, schedule=Constant(0.001)),
+        }
+    ),
+    # The easier ball of chapters 2 to 9.
+    "methods": Experiment(
+        {
+            "standard": Training(Standard(), 12, 0.1),
+            "Fast": Training(FastTraining(Linf(0.1), start=Unclipped()), 12, 0.1),
+            "PGD-7": Training(PGDTraining(Linf(0.1), 7), 12, 0.1),
+            "Free": Training(FreeTraining(Linf(0.1), 8), 3, 0.1, OneCycle(0.002)),
+        }
+    ),
+}
+
+
+def main(names: list[str]) -> None:
+    for name in names or EXPERIMENTS:
+        record(name, EXPERIMENTS[name])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
