@@ -61,7 +61,7 @@ def results(folder: Path) -> list[list[float]]:
                     batch_size=6,
                     schedule=Interrupting(0.05),
                     validation=DATA,
-                    accelerator=Accelerator(cpu=True),
+                    accelerator=None if i == 0 else Accelerator(cpu=True),
                     checkpoint=checkpoint,
                     average=0.5,
                 )

@@ -1,5 +1,6 @@
 """What a training runs on: Hugging Face Accelerate, on one processor, one GPU or many."""
 
+import os
 import warnings
 from typing import TYPE_CHECKING
 
@@ -23,15 +24,14 @@ def engine(half: bool = False) -> "Accelerator":
         ImportError: if Accelerate is not installed.
     """
     try:
-        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate import Accelerator
         from accelerate.state import AcceleratorState
     except ImportError as error:
         raise ImportError("training needs Hugging Face Accelerate: pip install 'advcourse[train]'") from error
     AcceleratorState._reset_state()  # or the precision of an earlier engine in this process would be kept
-    # A method may pass two batches through the network before it steps back through both of them, and buffers that
-    # are written in between would spoil the first.
-    handler = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(mixed_precision=_half() if half else None, kwargs_handlers=[handler])
+    # Without a GPU, processes that were launched together would not find one another unless they are told to.
+    cpu = not torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return Accelerator(mixed_precision=_half() if half else None, cpu=cpu)
 
 
 def _half() -> str:

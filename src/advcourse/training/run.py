@@ -121,7 +121,7 @@ class Run:
         for buffer in [*self.model.buffers(), *(self.averaged.module.buffers() if self.averaged else ())]:
             if buffer.is_floating_point():  # batch norm has seen other images in each process
                 buffer.copy_(accelerator.reduce(buffer, "mean"))
-        loss, accuracy = (accelerator.reduce(total) / (plan.method.replays * len(x))).tolist()
+        loss, accuracy = (sum_ / (plan.method.replays * len(x)) for sum_ in accelerator.reduce(total).tolist())
         if not math.isfinite(loss):
             raise ValueError(
                 f"the training diverged in epoch {number + 1}: lower the learning rate of {plan.schedule!r}"
