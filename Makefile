@@ -4,7 +4,7 @@ SITE := _build/html
 PARALLEL := -n auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test lab serve bench execute format clean
+.PHONY: help setup book test lab serve bench experiments execute format clean
 
 help: ## list these targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -48,6 +48,11 @@ bench: setup .venv/bench-installed ## compare time and strength with other libra
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
 	$(BIN)/pip install --quiet -c constraints.txt --no-deps adv-lib
 	@touch $@
+
+# Hours on a laptop: what is recorded is not done again, what was interrupted goes on.
+experiments: setup ## record the long experiments of chapters 8 to 11 again
+	OMP_NUM_THREADS=1 $(BIN)/python tools/record_transfer.py
+	OMP_NUM_THREADS=1 $(BIN)/python tools/record_training.py
 
 execute: setup ## run every chapter again and write its notebook
 	$(BIN)/python tools/execute.py

@@ -39,11 +39,18 @@ COLORS = {
     "CE": "#EE7733",
     "Po+Trip": "#AA3377",
     "logit": "#009988",
+    "standard": "#555555",
+    "PGD-AT": "#AA4466",
+    "Fast": "#4477AA",
+    "zero start": "#EECC66",
+    "Free": "#228833",
+    "N-FGSM": "#66CCEE",
+    "GradAlign": "#997700",
     "Linf": "#0072B2",
     "L2": "#009E73",
     "L1": "#CC79A7",
 }
-"""Colours of methods and norms, from the palettes of Okabe and Ito and of Tol, made for colour-blind readers too."""
+"""Colours of attacks, trainings and norms, from the palettes of Okabe and Ito and of Tol, made for colour-blind readers too."""
 
 MARKERS = {
     "clean": "o",
@@ -70,6 +77,13 @@ MARKERS = {
     "CE": "s",
     "Po+Trip": "^",
     "logit": "o",
+    "standard": "o",
+    "PGD-AT": "D",
+    "Fast": "s",
+    "zero start": "X",
+    "Free": "^",
+    "N-FGSM": "P",
+    "GradAlign": "v",
     "Linf": "s",
     "L2": "o",
     "L1": "D",
