@@ -42,7 +42,7 @@ COLORS = {
     "standard": "#555555",
     "PGD-AT": "#AA4466",
     "Fast": "#4477AA",
-    "zero start": "#EECC66",
+    "zero": "#663333",
     "Free": "#228833",
     "N-FGSM": "#66CCEE",
     "GradAlign": "#997700",
@@ -50,7 +50,7 @@ COLORS = {
     "L2": "#009E73",
     "L1": "#CC79A7",
 }
-"""Colours of attacks, trainings and norms, from the palettes of Okabe and Ito and of Tol, made for colour-blind readers too."""
+"""Colours of attacks, trainings and norms, from palettes of Okabe, Ito and Tol, made for colour-blind readers too."""
 
 MARKERS = {
     "clean": "o",
@@ -80,7 +80,7 @@ MARKERS = {
     "standard": "o",
     "PGD-AT": "D",
     "Fast": "s",
-    "zero start": "X",
+    "zero": "X",
     "Free": "^",
     "N-FGSM": "P",
     "GradAlign": "v",
