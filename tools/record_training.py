@@ -8,6 +8,7 @@ be interrupted at any moment: an unfinished training goes on from its last epoch
 
 import json
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,29 +138,33 @@ def judge(network: nn.Module, ball: Linf, x: Tensor, y: Tensor) -> dict[str, flo
 
 
 class Watch:
-    """Looks at the network after each epoch. What it saw is on the disk before the next one begins."""
+    """Looks at the network after each epoch, and at the processor's clock before. What it saw is on the disk before the
+    next epoch begins."""
 
     def __init__(self, path: Path, see: Callable[[], dict[str, float]]) -> None:
-        self.path, self.see = path, see
+        self.path, self.see, self.begun = path, see, time.process_time()
         self.seen: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
 
     def __call__(self, history: History) -> None:
-        self.seen[str(len(history))] = self.see()
-        write_whole(self.path, json.dumps(self.seen).encode())
+        epoch = str(len(history))
+        if epoch not in self.seen:  # or a resumed training shows where it was
+            seconds = round(time.process_time() - self.begun, 2)
+            self.seen[epoch] = self.see() | {"seconds": seconds}
+            write_whole(self.path, json.dumps(self.seen).encode())
+        self.begun = time.process_time()
 
 
-def trained(training: Training, seed: int, run: Path, watched: bool = True) -> tuple[nn.Module, dict[str, Any]]:
+def trained(training: Training, seed: int, run: Path) -> tuple[nn.Module, dict[str, Any]]:
     """Train, and go on where an interrupted run of that name has ended.
 
     Args:
         training: what to do.
         seed: of the weights and of all else.
         run: where its checkpoint is, without a suffix.
-        watched: look at the network after each epoch, which is not counted as training.
 
     Returns:
-        The network, and what became of it: the passes and seconds, the epoch that was kept, the end result, and the
-        epochs.
+        The network, and what became of it: the passes and the processor's seconds, the epoch that was kept, the end
+        result, and the epochs.
     """
     x, y = data.fashion_mnist("train")
     held_out, train_set = (x[VALIDATION], y[VALIDATION]), (x[: training.images], y[: training.images])
@@ -185,21 +190,20 @@ def trained(training: Training, seed: int, run: Path, watched: bool = True) -> t
         attack=PGD(ball, steps=10) if monitor else None,
         monitors=[monitor] if monitor else [],
         checkpoint=checkpoint,
-        logs=[watch] if watched else [],
+        logs=[watch],
         generator=torch.Generator().manual_seed(seed),
     )
-    result: dict[str, Any] = {
+    seen = [watch.seen[str(epoch.epoch)] for epoch in history]
+    result = {
         "passes": history.passes,
-        "seconds": round(history.seconds, 1),
+        "seconds": round(sum(each["seconds"] for each in seen), 1),
         "kept": history.kept,
         "end": judge(network, ball, x_test[:TEST], y_test[:TEST]),
         "train_pgd": round(robust_accuracy(network, PGD(ball, steps=10), x[:CURVE], y[:CURVE]), 4),
         "loss": [round(epoch.loss, 4) for epoch in history],
         "accuracy": [round(epoch.accuracy, 4) for epoch in history],
+        "seen": {key: [each[key] for each in seen] for key in seen[0]},
     }
-    if watched:
-        seen = [watch.seen[str(epoch.epoch)] for epoch in history]
-        result["seen"] = {key: [each[key] for each in seen] for key in seen[0]}
     checkpoint.unlink(missing_ok=True)
     watch.path.unlink(missing_ok=True)
     return network, result
