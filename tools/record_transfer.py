@@ -124,6 +124,16 @@ EXPERIMENTS: dict[str, Experiment] = {
     "rap_search": Experiment(
         grid("MI", 0.06, 200, cross_entropy), fashion, half(0, 120), (10, 50, 200), ("resnet", "inception")
     ),
+    "rap_steps": Experiment(
+        {
+            f"T = {steps}": with_rap(Transfer.named("MI", Linf(0.06), steps=200), 0.03, steps, 50)
+            for steps in (1, 2, 8)  # 4 is in the search
+        },
+        fashion,
+        half(0, 120),
+        (200,),
+        ("resnet",),
+    ),
     "rap_report": Experiment(  # what the search found, on images and surrogates that it did not see
         {key: attack for key, attack in grid("MI", 0.06, 200, cross_entropy).items() if key in ("MI", FOUND)},
         fashion,

@@ -130,7 +130,7 @@ def record_transfer(
 
     Args:
         path: the file, JSON; what it holds is returned, if it is there already.
-        attacks: by name, as a rule `Transfer`s.
+        attacks: by name, as a rule of `Transfer`.
         surrogates: whose gradients may be used, by name.
         targets: who is to be fooled, by name; as a rule the surrogates are among them, to see what became of those.
         x: images (N, ...) in [0, 1].
