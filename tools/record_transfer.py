@@ -149,7 +149,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         fashion,
         half(1, 66),
         (100,),
-        ("resnet", "inception"),
+        ("resnet",),
         targeted=True,
     ),
     "ladder": Experiment(ladder(0.06, 0.006), fashion, half(1, 133), (10,)),
