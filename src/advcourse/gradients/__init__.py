@@ -5,7 +5,7 @@ from .coordinates import Parabolas, parabolas
 from .directions import Combine, Draw, average, centred, gaussian, max_margin, smooth, uniform
 from .estimated import Antithetic, Differences, Estimate, OneSided, Scored
 from .exact import Exact, backpropagated, in_chunks
-from .onion import Context, Onion, Part
+from .onion import Context, Onion, Part, through
 from .rays import Rays, Trace
 from .transferable import (
     RAP,
@@ -51,5 +51,6 @@ __all__ = [
     "max_margin",
     "parabolas",
     "smooth",
+    "through",
     "uniform",
 ]
