@@ -293,7 +293,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     },
     # Figure 4 of Madry et al. (2018): every layer twice as wide as the one before.
     "capacity": {
-        f"{name}, {width}": Training(method, 5, 0.1, images=2000, width=width, hidden=8 * width)
+        f"{name}, {width}": Training(method, 5, 0.1, OneCycle(0.003), images=4000, width=width, hidden=8 * width)
         for width in (1, 2, 4, 8, 16)
         for name, method in {
             "standard": Standard(),
@@ -302,7 +302,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         }.items()
     },
     # Rice et al. (2020): a small set, many epochs, and a rate that falls half-way.
-    "overfitting": {"PGD-5": Training(PGDTraining(Linf(0.1), 5), 60, 0.1, Piecewise(0.002, {0.5: 0.0002}), images=500)},
+    "overfitting": {
+        "PGD-5": Training(
+            PGDTraining(Linf(0.1), 5), 60, 0.1, Piecewise(0.002, {0.5: 0.0002}), images=300, batch_size=16
+        )
+    },
     # What keeps a single step from overfitting, and the start that the box clips.
     "cures": {
         "N-FGSM": grown(NFGSM(BALL), 15),
