@@ -34,7 +34,7 @@ COLORS = {
     "RayS": "#EE6677",
     "substitute": "#661100",
     "MI": "#004488",
-    "RAP": "#BB5566",
+    "RAP": "#EE8866",
     "RAP-LS": "#EE3377",
     "CE": "#EE7733",
     "Po+Trip": "#AA3377",
