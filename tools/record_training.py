@@ -40,6 +40,7 @@ from advcourse.training import (
     PGDTraining,
     Piecewise,
     Previous,
+    Ramped,
     Standard,
     Uniform,
     Zero,
@@ -310,7 +311,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     # What keeps a single step from overfitting, and the start that the box clips.
     "cures": {
         "N-FGSM": grown(NFGSM(BALL), 15),
+        "N-FGSM, ramped": grown(Ramped(NFGSM(BALL, 1.0), 5), 15),
         "GradAlign": grown(GradAlign(BALL, 1.0), 8),
+        "GradAlign, ramped": grown(Ramped(GradAlign(BALL, 0.2), 5), 10),
         "random, 1.25 eps, clipped": fast(1.25, Uniform()),
     },
     "stopped": {
