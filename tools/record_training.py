@@ -320,11 +320,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         "zero, early stopping": fast(1, Zero(), monitor=EARLY),
         "random, 2 eps, early stopping": fast(2, Unclipped(), monitor=EARLY),
     },
+    # From random weights several steps of this radius teach a network nothing but one answer: it has to grow.
     "long": {
-        "PGD-7, few epochs": grown(PGDTraining(BALL, 7), 5),
-        "Free, few epochs": grown(FreeTraining(BALL, 8), 4, 0.002),
-        "Free": grown(FreeTraining(BALL, 8), 8, schedule=Constant(0.001)),
-        "PGD-7": grown(PGDTraining(BALL, 7), 10, schedule=Piecewise(0.002, {0.5: 0.0002})),
+        "PGD-7, few epochs": grown(Ramped(PGDTraining(BALL, 7), 3), 6, 0.002),
+        "Free, few epochs": grown(Ramped(FreeTraining(BALL, 8), 2), 4, 0.002),
+        "Free": grown(Ramped(FreeTraining(BALL, 8), 2), 8, schedule=Constant(0.001)),
+        "PGD-7": grown(Ramped(PGDTraining(BALL, 7), 3), 10, schedule=Piecewise(0.002, {0.5: 0.0002})),
     },
 }
 KEPT = {("starts", "random, 1.25 eps", 0): "healthy.safetensors"}  # networks that chapter 11 goes on from
