@@ -173,6 +173,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         )
         for eps in (4, 8, 16)
     },
+    "rap_imagenet_again": Experiment(  # another seed of RAP's random starts; nothing in MI is random
+        {"MI+RAP-LS": late_starts("MI", 8 / 255, 1 / 255, 40, 8 / 255, batch_size=20)["MI+RAP-LS"]},
+        lite,
+        data.imagenet_samples,
+        (10, 20, 40),
+        seeds=(1,),
+        batch_size=20,
+    ),
     "losses_imagenet": Experiment(
         losses("MTDI", 16 / 255, 2 / 255, 20),
         lite,

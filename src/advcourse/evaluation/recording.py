@@ -29,7 +29,7 @@ from .landscape import loss_change
 from .transfer import right_everywhere
 
 Unit = tuple[int, int, str, str]
-"""A batch, a seed, an attack and a surrogate: the piece of work that is done whole or not at all."""
+"""The piece of work that is done whole or not at all, of a batch, a seed, an attack and a surrogate."""
 
 
 @dataclass(frozen=True)
