@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from advcourse.attacks import APGD, FGSM, PGD, Attack, CarliniWagner, DeepFool
-from advcourse.contract import check_number, evaluating, modules_of
+from advcourse.contract import check_fraction, check_number, evaluating, modules_of
 from advcourse.goals import Targeted, Toward, Untargeted, dlr, margin
 from advcourse.threat import L2, Linf
 
@@ -244,6 +244,14 @@ def test_numbers_on_the_edge_are_accepted() -> None:
     check_number("steps", 1, 1)
     check_number("step_size", 0, 0.0)
     check_number("step_size", 0.0, 0.0)
+    check_fraction("rate", 0)
+    check_fraction("rate", 1.0)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), None, True])
+def test_what_is_no_fraction_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="rate must be"):
+        check_fraction("rate", value)  # type: ignore[arg-type]
 
 
 # What an attack leaves behind

@@ -104,6 +104,13 @@ def check_number(name: str, value: float, least: float) -> None:
         raise ValueError(f"{name} must be {what} >= {least}, got {value!r}")
 
 
+def check_fraction(name: str, value: float) -> None:
+    """Raise `ValueError` unless value is a number in [0, 1]."""
+    check_number(name, value, 0.0)
+    if value > 1:
+        raise ValueError(f"{name} must be a fraction in [0, 1], got {value!r}")
+
+
 def check_ball(ball: Ball) -> None:
     """Raise `ValueError` unless this is a ball."""
     if not isinstance(ball, Ball):

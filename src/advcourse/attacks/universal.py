@@ -13,6 +13,7 @@ from ..contract import (
     Hyperparameters,
     Model,
     check_ball,
+    check_fraction,
     check_images,
     check_loss,
     check_number,
@@ -190,9 +191,7 @@ class UniversalDeepFool(Fitted):
     def __post_init__(self) -> None:
         check_ball(self.ball)
         check_number("epochs", self.epochs, 1)
-        check_number("rate", self.rate, 0.0)
-        if self.rate > 1:
-            raise ValueError(f"rate must be a fraction in [0, 1], got {self.rate}")
+        check_fraction("rate", self.rate)
         if not isinstance(self.deepfool, DeepFool):
             raise ValueError(f"deepfool must be DeepFool(...), got {self.deepfool!r}")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ascent import Gradient, Slope
-from ..contract import check_loss, check_number, logits_of
+from ..contract import check_fraction, check_loss, check_number, logits_of
 from ..goals import Loss, Untargeted, cross_entropy
 from ..threat import per_image
 from .onion import Context, Part, averaged, through
@@ -162,9 +162,7 @@ class InputDiversity(Part):
 
     def __post_init__(self) -> None:
         for name in "p", "least":
-            check_number(name, getattr(self, name), 0.0)
-            if getattr(self, name) > 1:
-                raise ValueError(f"{name} must be a fraction in [0, 1], got {getattr(self, name)}")
+            check_fraction(name, getattr(self, name))
 
     def __call__(
         self, next: Gradient, points: Tensor, owner: Tensor, state: Any, context: Context

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..contract import check_images, check_number, evaluating, logits_of, modules_of
+from ..contract import check_fraction, check_images, check_number, evaluating, logits_of, modules_of
 from ..goals import REFUSED
 
 LAYERS = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
@@ -205,9 +205,7 @@ class Detector(nn.Module):
     ) -> Self:
         """Refuse this fraction of clean images (N, ...); fewer if their distances are equal."""
         check_images(images)
-        check_number("rate", rate, 0.0)
-        if rate > 1:
-            raise ValueError(f"rate must be a fraction of the images in 0..1, got {rate}")
+        check_fraction("rate", rate)
         lenient = cls(network, squeeze, 2.0)
         with evaluating(modules_of(lenient)), torch.no_grad():
             distances = lenient.compared(images)[1]
