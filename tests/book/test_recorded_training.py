@@ -5,13 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from advcourse.threat import Linf
 from advcourse.training import OneCycle, PGDTraining, Standard
 from tools import record_training
-from tools.record_training import BALL, EXPERIMENTS, FOLDER, HIDDEN, KEPT, Training, record, recorded, tiny
+from tools.record_training import EXPERIMENTS, FOLDER, HIDDEN, KEPT, Training, record, recorded, tiny
 
 FILES = sorted(FOLDER.glob("*.json"))
 
@@ -42,13 +41,6 @@ def test_networks_that_come_along_are_small_and_those_of_the_record(key: tuple[s
     x, y = record_training.data.fashion_mnist("test", n=record_training.TEST)
     clean = recorded(key[0])[key[1:]]["end"]["clean"]
     assert record_training.accuracy(network.eval(), x, y) == pytest.approx(clean, abs=0.01)
-
-
-def test_a_start_may_leave_the_box_but_not_the_ball() -> None:
-    x = torch.zeros(4, 1, 5, 5)
-    start = record_training.Unclipped()(BALL, x, record_training.Memory(), torch.Generator().manual_seed(0))
-    assert start.min() < -0.2
-    assert start.abs().max() <= BALL.eps
 
 
 def test_a_small_run_goes_the_same_way_and_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,6 +192,7 @@ def test_all_that_a_network_sees_is_in_the_box_and_in_the_ball(method: Method) -
     reach = 0.0 if method.ball is None else method.ball.eps * (3 if isinstance(method, NFGSM) else 1)
     if isinstance(method, TRADES):
         reach += 1e-6
+    outside = BALL.eps if isinstance(method, GradAlign) else 0.0  # where it only asks for a gradient
     norm = L2.norm if isinstance(method.ball, L2) else Linf.norm
     points: list[Tensor] = []
     network = convolutional()
@@ -199,8 +200,8 @@ def test_all_that_a_network_sees_is_in_the_box_and_in_the_ball(method: Method) -
     fit(network, method, data=(X[:7], Y[:7]), epochs=4)
     assert len(points) > 3
     for point in points:
-        assert point.min() >= 0
-        assert point.max() <= 1
+        assert point.min() >= -outside
+        assert point.max() <= 1 + outside
         delta = (point[:, None] - X[:7]).flatten(0, 1)
         assert norm(delta).view(7, 7).amin(1).max() <= reach + 1e-5
 
@@ -234,6 +235,23 @@ def test_n_fgsm_reaches_as_far_as_it_says_and_has_the_published_second_moment(k:
 def test_n_fgsm_without_noise_is_fgsm() -> None:
     one, two = (seen(plain(), method)[-1] for method in (NFGSM(BALL, k=0.0), FastTraining(BALL, 0.1, Zero())))
     assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    "method", [FastTraining(BALL, start=Uniform(clip=False)), NFGSM(BALL, start=Uniform(clip=False))]
+)
+def test_what_is_trained_on_is_in_the_box_wherever_the_start_is(method: Method) -> None:
+    start, trained_on = seen(plain(), method, torch.zeros_like(X))
+    assert start.min() < -0.09
+    assert trained_on.min() >= 0
+    assert trained_on.max() > 0.09
+
+
+def test_the_noise_of_grad_align_is_where_it_says() -> None:
+    for noise in (Uniform(), Uniform(clip=False)):
+        here, there, _ = seen(plain(), GradAlign(BALL, noise=noise))
+        assert torch.equal(here, X)
+        assert torch.equal(there, noise(BALL, X, Memory(), rng()))
 
 
 def test_gradients_of_a_linear_model_are_aligned_and_others_are_not() -> None:
@@ -330,6 +348,7 @@ def starts() -> Iterator[tuple[Any, Tensor]]:
     memory = Memory(torch.full_like(X, 0.05))
     yield Zero()(BALL, X, memory, rng()), X
     yield Uniform()(BALL, X, memory, rng()), BALL.sample(X, rng())
+    yield Uniform(clip=False)(BALL, X, memory, rng()), X + 0.1 * BALL.draw(X, rng())
     yield Previous()(BALL, X, memory, rng()), (X + 0.05).clamp(0, 1)
     yield Previous()(Linf(0.01), X, memory, rng()), (X + 0.01).clamp(0, 1)
 

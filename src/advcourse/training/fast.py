@@ -97,6 +97,7 @@ class NFGSM(Method):
     Args:
         ball: its radius is the length of the step.
         k: how many times the radius the noise reaches.
+        start: the noise, `Uniform()` as in the authors' program, or `Uniform(clip=False)`.
 
     Raises:
         ValueError: if there is no ball, or k is negative.
@@ -104,6 +105,7 @@ class NFGSM(Method):
 
     ball: Ball
     k: float = 2.0
+    start: Start = field(default_factory=Uniform)
 
     def __post_init__(self) -> None:
         check_ball(self.ball)
@@ -113,7 +115,7 @@ class NFGSM(Method):
 
     def updates(self, model: Model, x: Tensor, y: Tensor, memory: Memory, generator: Generator) -> Iterator[Update]:
         eps, kind = self.ball.eps, type(self.ball)
-        start = kind(self.k * eps).sample(x, generator)
+        start = self.start(kind(self.k * eps), x, memory, generator)
         x_adv = maximised(model, x, y, kind((self.k + 1) * eps), 1, eps, start, cross_entropy)
         logits = model(x_adv)
         yield F.cross_entropy(logits, y, reduction="none"), logits
@@ -133,6 +135,7 @@ class GradAlign(Method):
     Args:
         ball: where δ and η stay.
         weight: the λ of the paper; 0.2 at 8/255, and exp(255 · eps · ln(10) / 8 + ln(0.02)) for other radii.
+        noise: where the second gradient is taken, x + η; not clipped to [0, 1], as in the authors' code.
 
     Raises:
         ValueError: if there is no ball, or weight is negative.
@@ -140,6 +143,7 @@ class GradAlign(Method):
 
     ball: Ball
     weight: float = 0.2
+    noise: Start = field(default_factory=lambda: Uniform(clip=False))
 
     def __post_init__(self) -> None:
         check_ball(self.ball)
@@ -150,7 +154,7 @@ class GradAlign(Method):
 
     def updates(self, model: Model, x: Tensor, y: Tensor, memory: Memory, generator: Generator) -> Iterator[Update]:
         here = _slope(model, x, y)
-        there = _slope(model, self.ball.sample(x, generator), y, create_graph=True)
+        there = _slope(model, self.noise(self.ball, x, memory, generator), y, create_graph=True)
         x_adv = self.ball.project(x + self.ball.eps * self.ball.stride(here, x, 0.0), x)
         logits = model(x_adv)
         losses = F.cross_entropy(logits, y, reduction="none")
