@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from advcourse import data
 from advcourse.attacks import FGSM, PGD
 from advcourse.contract import Hyperparameters
-from advcourse.evaluation import accuracy, provenance, robust_accuracy
+from advcourse.evaluation import accuracy, robust_accuracy
+from advcourse.evaluation.recording import json_by_row, provenance
 from advcourse.files import ASSETS, write_whole
 from advcourse.goals import Untargeted, cross_entropy, margin
 from advcourse.gradients import Exact
@@ -228,7 +229,7 @@ def record(
                 write_whole(folder / KEPT[name, label, seed], save_tensors(weights))
             row = {"label": label, "seed": seed, "settings": settings, **result, "provenance": provenance()}
             known = [other for other in known if (other["label"], other["seed"]) != (label, seed)] + [row]
-            write_whole(path, _lines(known).encode())
+            write_whole(path, json_by_row({"rows": known}).encode())
             end = "  ".join(f"{key} {value:.1%}" for key, value in result["end"].items())
             print(f"{name}: {label}, seed {seed}: {result['passes']} passes, {result['seconds']} s, {end}", flush=True)
     return known
@@ -242,11 +243,6 @@ def recorded(name: str) -> dict[tuple[str, int], dict[str, Any]]:
     """What was recorded, by label and seed."""
     rows = json.loads((FOLDER / f"{name}.json").read_text())["rows"]
     return {(row["label"], row["seed"]): row for row in rows}
-
-
-def _lines(rows: list[dict[str, Any]]) -> str:
-    """JSON with a line for each training, so that a change can be read."""
-    return '{"rows": [\n' + ",\n".join(json.dumps(row) for row in rows) + "\n]}\n"
 
 
 BALL = Linf(0.3)

@@ -262,7 +262,7 @@ def _gathered(path: Path, folder: Path, units: list[Unit], settings: dict[str, A
         rows.append({**row, "seconds": round(sum(piece["seconds"] for piece in mine), 1)})
     seconds = sum(row["seconds"] for row in rows)
     document = {"settings": settings, "provenance": provenance() | {"seconds": round(seconds)}, "rows": rows}
-    write_whole(path, _compact(document).encode())
+    write_whole(path, json_by_row(document).encode())
     for part in [*parts, folder / "settings.json"]:
         part.unlink(missing_ok=True)
     with suppress(OSError):  # another share is about to do the same
@@ -289,8 +289,19 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _compact(document: dict[str, Any]) -> str:
-    """JSON with a line for each row, so that a change can be read."""
+def json_by_row(document: dict[str, Any]) -> str:
+    """JSON of a document that ends with "rows", with a line for each of them, so that a change can be read.
+
+    Example:
+        >>> print(json_by_row({"seed": 0, "rows": [{"a": 1}, {"a": 2}]}), end="")
+        {
+         "seed": 0,
+         "rows": [
+          {"a": 1},
+          {"a": 2}
+         ]
+        }
+    """
+    head = json.dumps(document | {"rows": []}, indent=1).removesuffix("]\n}")
     rows = ",\n".join(f"  {json.dumps(row)}" for row in document["rows"])
-    head = json.dumps({key: document[key] for key in ("settings", "provenance")}, indent=1)
-    return f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n'
+    return f"{head}\n{rows}\n ]\n}}\n"
