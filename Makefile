@@ -4,7 +4,7 @@ SITE := _build/html
 PARALLEL := -n auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test lab serve bench experiments execute format clean
+.PHONY: help setup book test lab serve bench experiments execute starters format clean
 
 help: ## list these targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -15,7 +15,7 @@ setup: .venv/installed ## create .venv and install the course into it
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "This needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "On Debian and Ubuntu, install python3-venv first."; exit 1; }
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[book,test]"
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[book,teach,test]"
 	@touch $@
 
 # A page that warned is not read again by itself, and the next try would pass: a failed build is forgotten.
@@ -29,7 +29,7 @@ test: setup ## check everything: style, types, the library, every chapter, the b
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest $(PARALLEL) --dist loadfile --nbval --nbval-current-env book
+	$(BIN)/pytest $(PARALLEL) --dist loadfile --nbval --nbval-current-env book/chapters assignments
 	rm -rf _build
 	$(MAKE) book
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) --dist worksteal --cov=advcourse src tests
@@ -54,8 +54,11 @@ experiments: setup ## record the long experiments of chapters 8 to 11 again
 	OMP_NUM_THREADS=1 $(BIN)/python tools/record_transfer.py
 	OMP_NUM_THREADS=1 $(BIN)/python tools/record_training.py
 
-execute: setup ## run every chapter again and write its notebook
+execute: setup ## run every chapter and assignment again and write its notebook
 	$(BIN)/python tools/execute.py
+
+starters: setup ## make what students get out of assignments/, without solutions and hidden tests
+	$(BIN)/python tools/make_starters.py
 
 format: setup ## put the code into the style that 'make test' asks for
 	$(BIN)/ruff format .

@@ -1,6 +1,7 @@
-"""Runs chapters and writes their notebooks, and their first figures as covers: the only thing that writes either.
+"""Runs chapters and assignments and writes their notebooks, and chapters' first figures as covers: the only thing that
+writes either.
 
-    python tools/execute.py [book/chapters/NN_name.md ...]        (all chapters when none is named)
+    python tools/execute.py [book/chapters/NN_name.md ...]        (all of them when none is named)
 
 Running an unchanged chapter again gives the same bytes, so a diff in a notebook is a change in what was found.
 """
@@ -28,6 +29,7 @@ from advcourse.widgets import WIDGET_VIEW
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = ROOT / "book" / "chapters"
 COVERS = ROOT / "book" / "covers"
+ASSIGNMENTS = ROOT / "assignments"
 
 # One thread: sums in another order round otherwise. A fixed hash seed: sets print in the same order.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
@@ -60,8 +62,8 @@ def refresh_setup(chapter: Path) -> None:
         write_whole(chapter, filled.encode())
 
 
-def execute(chapter: Path) -> None:
-    """Runs one chapter from its text and writes the notebook beside it."""
+def execute(chapter: Path) -> NotebookNode:
+    """Runs one chapter from its text and writes the notebook beside it, which is returned."""
     source = jupytext.read(chapter)
     notebook = nbformat.v4.new_notebook(metadata={"kernelspec": source.metadata["kernelspec"]})
     for index, cell in enumerate(source.cells):
@@ -93,21 +95,29 @@ def execute(chapter: Path) -> None:
     nbformat.validate(notebook)
     text = nbformat.writes(notebook) + "\n"
     write_whole(chapter.with_suffix(".ipynb"), text.encode())
+    return notebook
+
+
+def write_cover(chapter: Path, notebook: NotebookNode) -> None:
+    """The first figure of a chapter, for the list of contents."""
     pictures = [
         output["data"].get("image/png")
         for cell in notebook.cells
         for output in cell.get("outputs", [])
         if "data" in output
     ]
-    write_whole(COVERS / f"{chapter.stem}.png", b64decode(next(filter(None, pictures))))  # the first figure
+    write_whole(COVERS / f"{chapter.stem}.png", b64decode(next(filter(None, pictures))))
 
 
 def main(names: list[str]) -> None:
     os.environ |= ENVIRONMENT
-    for chapter in [Path(name).resolve().with_suffix(".md") for name in names] or sorted(CHAPTERS.glob("*.md")):
+    everything = [*sorted(CHAPTERS.glob("*.md")), *sorted(ASSIGNMENTS.glob("*.md"))]
+    for chapter in [Path(name).resolve().with_suffix(".md") for name in names] or everything:
         start = time.perf_counter()
         refresh_setup(chapter)
-        execute(chapter)
+        notebook = execute(chapter)
+        if chapter.parent == CHAPTERS:
+            write_cover(chapter, notebook)
         print(f"{chapter.name}: {time.perf_counter() - start:.0f} s")
 
 

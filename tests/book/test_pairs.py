@@ -1,18 +1,20 @@
-"""Every chapter's text and notebook are in step, were run from top to bottom, and claim something."""
+"""The text and the notebook of every chapter and every assignment are in step and were run from top to bottom, and
+chapters claim something."""
 
 import jupytext
 import nbformat
 import pytest
 from nbformat import NotebookNode
 
-from tools.execute import CHAPTERS, WIDGET_VIEW, setup_source
+from tools.execute import ASSIGNMENTS, CHAPTERS, WIDGET_VIEW, setup_source
 
-TEXTS = sorted(CHAPTERS.glob("*.md"))
+TEXTS = [*sorted(CHAPTERS.glob("*.md")), *sorted(ASSIGNMENTS.glob("*.md"))]
 
 
 def test_no_chapter_lacks_its_other_half() -> None:
     assert TEXTS
-    assert [text.stem for text in TEXTS] == sorted(notebook.stem for notebook in CHAPTERS.glob("*.ipynb"))
+    notebooks = [*CHAPTERS.glob("*.ipynb"), *ASSIGNMENTS.glob("*.ipynb")]
+    assert {text.stem for text in TEXTS} == {notebook.stem for notebook in notebooks}
 
 
 @pytest.fixture(params=TEXTS, ids=lambda text: text.stem)
@@ -49,6 +51,7 @@ def test_nothing_failed_and_nothing_depends_on_a_kernel(notebook: NotebookNode) 
             assert "✗" not in str(output)
 
 
+@pytest.mark.parametrize("text", sorted(CHAPTERS.glob("*.md")), indirect=True, ids=lambda text: text.stem)
 def test_four_claims_in_cells_that_are_compared(notebook: NotebookNode) -> None:
     compared = [cell for cell in code(notebook) if "nbval-ignore-output" not in cell.metadata.get("tags", [])]
     printed = "".join(output.get("text", "") for cell in compared for output in cell.outputs)

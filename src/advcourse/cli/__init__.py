@@ -6,6 +6,7 @@ import typer
 
 from .. import __version__
 from .evaluate import evaluate
+from .grade import grade
 from .serve import serve
 from .train import train
 from .transfer import transfer
@@ -18,6 +19,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.command()(evaluate)
+app.command()(grade)
 app.command()(serve)
 app.command()(train)
 app.command()(transfer)

@@ -1,0 +1,56 @@
+"""`advcourse grade`: points for a folder of submissions."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .endings import one_line
+
+
+def grade(
+    assignment: Annotated[
+        str,
+        typer.Argument(
+            metavar="HW",
+            help="The instructor's notebook (.md or .ipynb), or how the name of one in assignments/ begins.",
+        ),
+    ],
+    submissions: Annotated[
+        Path, typer.Argument(help="A folder of notebooks: STUDENT.ipynb, or any one notebook in a folder STUDENT.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Where to write what is found; grades/HW by default.")] = None,
+    seconds: Annotated[float, typer.Option(help="For a cell, and for each call of a student's function.")] = 60,
+    memory: Annotated[float, typer.Option(help="For a submission, in GiB.")] = 4,
+    jobs: Annotated[int, typer.Option(min=1, help="Submissions at a time; as many as processors by default.")] = (
+        os.cpu_count() or 1
+    ),
+) -> None:
+    """Run each submission in a process of its own against the visible and the hidden tests of an assignment.
+
+    Writes grades.csv (student, part, points, max, reason), feedback/STUDENT.md and, if there is a contest,
+    leaderboard.md. Interrupt it when you like and run it again: what was graded, and has not changed, is kept.
+
+    ```text
+    advcourse grade hw1 submitted/ --out grades/hw1 --jobs 4
+    ```
+    """
+    from ..contract import check_number
+
+    with one_line("interrupted; run the same command again to go on"):
+        check_number("memory", memory, 0.1)
+        from ..grading import Limits, find_assignment
+        from ..grading import grade as grade_all
+
+        source = find_assignment(assignment)
+        out = out or Path("grades") / source.stem
+        reports = grade_all(source, submissions, out, Limits(seconds, int(memory * 2**30)), jobs, progress=True)
+    for refused in dict.fromkeys(refused for report in reports.values() for refused in report.refused):
+        typer.echo(f"warning: on this system, {refused} by a submission", err=True)
+    points = [report.points for report in reports.values()]
+    most = sum(mark.max for mark in next(iter(reports.values())).marks)
+    typer.echo(
+        f"{len(reports)} submissions, {sum(points) / len(points):.1f} of {most:g} points on average; "
+        f"see {out}/grades.csv, {out}/feedback/ and {out}/leaderboard.md"
+    )

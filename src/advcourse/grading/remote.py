@@ -1,0 +1,269 @@
+"""A notebook that runs in another process, whose functions can be called, and which is believed nothing.
+
+What goes there is pickled. What comes back is read as tensors, numbers, text and containers of them, never as code. A
+function that lives here stays here: the other side gets a stand-in, and a call of it comes back along the same pipe.
+"""
+
+import io
+import linecache
+import os
+import pickle
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from threading import Timer
+from types import FunctionType, ModuleType, TracebackType
+from typing import Any, NoReturn, Self
+
+import numpy as np
+import torch
+
+from .sandbox import LARGEST_FILE, Limits, confine
+
+NOTEBOOK = "notebook"
+"""The module whose names are those of the cells, on either side."""
+
+
+class SubmissionError(Exception):
+    """What the submission's code raised, in words that name its line."""
+
+
+class SubmissionEnded(SubmissionError):
+    """Its process is no more: it took too long, or it ended itself."""
+
+
+class Remote:
+    """A notebook in a process of its own.
+
+    Args:
+        limits: seconds count for each call.
+
+    Attributes:
+        refused: how this system could not confine the process.
+
+    Raises:
+        SubmissionError: from every method, if the code there raises; SubmissionEnded once there is nobody to answer.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        context = get_context("forkserver")
+        context.set_forkserver_preload([__name__, "advcourse.attacks", "advcourse.models", "advcourse.training"])
+        self.limits, self._ended = limits, ""
+        self._folder = tempfile.TemporaryDirectory(prefix="submission-", ignore_cleanup_errors=True)
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, Path(self._folder.name), limits), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.refused: list[str] = self._answer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+        self._folder.cleanup()
+
+    @property
+    def alive(self) -> bool:
+        return not self._ended
+
+    def run(self, source: str, label: str) -> None:
+        """Run a cell there. Its label is what a message calls it."""
+        self._ask("run", source, label)
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """What the function of that name returns there."""
+        return self._ask("call", name, args, kwargs)
+
+    def look_up(self, name: str) -> Any:
+        """The value of that name; for a function, a function that calls it."""
+        if self._ask("is_callable", name):
+            return lambda *args, **kwargs: self.call(name, *args, **kwargs)
+        return self._ask("value", name)
+
+    def _ask(self, *question: Any) -> Any:
+        if self._ended:
+            raise SubmissionEnded(self._ended)
+        here: list[Callable[..., Any]] = []
+        watch = Timer(self.limits.seconds, self._late)
+        watch.start()
+        try:
+            _send(self._pipe, question, here)
+            return self._answer(here)
+        except (EOFError, OSError) as error:
+            self._process.join(1)
+            how = str(error) or f"exit code {self._process.exitcode}"
+            self._end(f"the process ended itself ({how})")
+            raise SubmissionEnded(self._ended) from None
+        finally:
+            watch.cancel()
+
+    def _late(self) -> None:
+        self._end(f"took longer than {self.limits.seconds:g} s")
+
+    def _end(self, why: str) -> None:
+        self._ended = self._ended or why
+        self._process.kill()
+
+    def _answer(self, here: Sequence[Callable[..., Any]] = ()) -> Any:
+        """What it answers, after having answered what it asks."""
+        while True:
+            try:
+                message = torch.load(io.BytesIO(self._pipe.recv_bytes(LARGEST_FILE)), weights_only=True)
+            except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError):
+                message = None
+            match message:
+                case ("returned", value):
+                    return value
+                case ("raised", str(text)):
+                    raise SubmissionError(text)
+                case ("asks", int(number), tuple(args), dict(kwargs)) if 0 <= number < len(here):
+                    try:
+                        reply = ("returned", here[number](*args, **kwargs))
+                    except Exception as error:  # goes on there, where it was asked for
+                        reply = ("raised", error)
+                    _send(self._pipe, reply, [])
+                case _:
+                    raise EOFError("it sent what is not an answer")
+
+
+class _Outgoing(pickle.Pickler):
+    """Functions of the notebook stay here, as what has no name anywhere else."""
+
+    def __init__(self, file: io.BytesIO, here: list[Callable[..., Any]]) -> None:
+        super().__init__(file)
+        self.here = here
+
+    def persistent_id(self, thing: Any) -> int | None:
+        if not isinstance(thing, FunctionType) or thing.__module__ != NOTEBOOK:
+            return None
+        self.here.append(thing)
+        return len(self.here) - 1
+
+
+def _send(pipe: Connection, content: Any, here: list[Callable[..., Any]]) -> None:
+    buffer = io.BytesIO()
+    _Outgoing(buffer, here).dump(content)
+    pipe.send_bytes(buffer.getvalue())
+
+
+class _StandIn:
+    """Calls a function on the other side."""
+
+    def __init__(self, far: "_Far", number: int) -> None:
+        self.far, self.number = far, number
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.far.send("asks", self.number, plain(args), plain(kwargs))
+        kind, content = self.far.receive()
+        if kind == "raised":
+            raise content
+        return content
+
+
+class _Incoming(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, far: "_Far") -> None:
+        super().__init__(file)
+        self.far = far
+
+    def persistent_load(self, number: int) -> _StandIn:
+        return _StandIn(self.far, number)
+
+
+class _Far:
+    """The other side: a notebook that does as it is asked."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe = pipe
+        self.names = ModuleType(NOTEBOOK)
+        sys.modules[NOTEBOOK] = self.names
+
+    def send(self, *content: Any) -> None:
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        self.pipe.send_bytes(buffer.getvalue())
+
+    def receive(self) -> Any:
+        return _Incoming(io.BytesIO(self.pipe.recv_bytes()), self).load()
+
+    def run(self, source: str, label: str) -> None:
+        run_cell(source, label, vars(self.names))
+
+    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.value(name)(*args, **kwargs)
+
+    def is_callable(self, name: str) -> bool:
+        return callable(self.value(name))
+
+    def value(self, name: str) -> Any:
+        if not hasattr(self.names, name):
+            raise NameError(f"{name} is not defined: its cell is missing, or did not get so far")
+        return getattr(self.names, name)
+
+
+def _serve(pipe: Connection, home: Path, limits: Limits) -> NoReturn:
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in 0, 1, 2:
+        os.dup2(nowhere, stream)
+    torch.set_num_threads(1)
+    far = _Far(pipe)
+    far.send("returned", confine(home, limits))
+    while True:
+        try:
+            method, *arguments = far.receive()
+        except EOFError:
+            os._exit(0)
+        try:
+            answer = ("returned", plain(getattr(far, method)(*arguments)))
+        except BaseException as error:  # sys.exit() in a cell is an error like others
+            answer = ("raised", in_words(error))
+        far.send(*answer)
+
+
+def run_cell(source: str, label: str, names: dict[str, Any]) -> None:
+    """Execute a cell without its magics.
+
+    Args:
+        source: its text.
+        label: what a traceback calls it.
+        names: what it may use, and where what it defines goes.
+    """
+    lines = ["" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines()]
+    source = "\n".join(lines) + "\n"
+    linecache.cache[label] = len(source), None, source.splitlines(keepends=True), label  # for inspect and tracebacks
+    exec(compile(source, label, "exec"), names)
+
+
+def plain(value: Any) -> Any:
+    """The same in tensors, numbers, text, and lists, tuples and dictionaries of them.
+
+    Raises:
+        TypeError: if it holds anything else.
+    """
+    if isinstance(value, torch.Tensor):
+        return value.detach().as_subclass(torch.Tensor).cpu()
+    if isinstance(value, np.ndarray | np.generic):
+        return torch.from_numpy(value).clone() if isinstance(value, np.ndarray) else value.item()
+    if isinstance(value, dict):
+        return {plain(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value)) if type(value) in (list, tuple) else tuple(map(plain, value))
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"returned a {type(value).__name__}; a tensor, a number, text, or a list or dict of them was due")
+
+
+def in_words(error: BaseException) -> str:
+    """An error, and the last line of a cell on the way to it."""
+    text = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+    cells = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith("cell ")]
+    with suppress(IndexError):
+        return f"{text} ({cells[-1].filename}, line {cells[-1].lineno}: {cells[-1].line})"
+    return text
