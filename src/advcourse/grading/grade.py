@@ -61,11 +61,16 @@ def grade(
     students = find_submissions(submissions)
     out.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(jobs) as pool:
-        reports = pool.map(
-            lambda student: _graded(examiner, students[student], out / "reports" / f"{student}.json"), students
-        )
-        bar = tqdm(reports, total=len(students), unit="submission", disable=None if progress else True)
-        found = dict(zip(students, bar, strict=True))
+        waiting = {
+            student: pool.submit(_graded, examiner, paths, out / "reports" / f"{student}.json")
+            for student, paths in students.items()
+        }
+        try:
+            bar = tqdm(waiting.items(), unit="submission", disable=None if progress else True)
+            found = {student: report.result() for student, report in bar}
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # those that have begun come to their end, and are kept
+            raise
     write_whole(out / "grades.csv", table(found).encode())
     for student, report in found.items():
         write_whole(out / "feedback" / f"{student}.md", feedback(examiner.assignment, report).encode())
@@ -138,7 +143,17 @@ def feedback(assignment: Assignment, report: Report) -> str:
 
 
 def leaderboard(reports: Mapping[str, Report]) -> str:
-    """A table for each contest, the best first, in Markdown. Equal scores share a place."""
+    """A table for each contest, the best first, in Markdown. Equal scores share a place.
+
+    Example:
+        >>> print(leaderboard({"ada": Report([], {"Least queries": -310.0}), "bob": Report([])}))
+        # Least queries
+        <BLANKLINE>
+        | place | student | score |
+        |--:|:--|--:|
+        | 1 | ada | -310 |
+        <BLANKLINE>
+    """
     return "\n".join(_boards(reports)) or "No contest.\n"
 
 

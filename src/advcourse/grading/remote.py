@@ -209,6 +209,7 @@ class _Far:
 
 
 def _serve(pipe: Connection, home: Path, limits: Limits) -> NoReturn:
+    os.setsid()  # an interruption from the keyboard is not for the submission
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in 0, 1, 2:
         os.dup2(nowhere, stream)
@@ -246,6 +247,10 @@ def plain(value: Any) -> Any:
 
     Raises:
         TypeError: if it holds anything else.
+
+    Example:
+        >>> plain({"rows": np.arange(2), "share": np.float64(0.5)})
+        {'rows': tensor([0, 1]), 'share': 0.5}
     """
     if isinstance(value, torch.Tensor):
         return value.detach().as_subclass(torch.Tensor).cpu()
