@@ -6,7 +6,15 @@ import torch
 from torch import nn
 
 from advcourse.attacks import FGSM, PGD
-from advcourse.evaluation import accuracy, correct, fooling_rate, predict, robust_accuracy, wilson_interval
+from advcourse.evaluation import (
+    accuracy,
+    correct,
+    fooling_rate,
+    mean_and_interval,
+    predict,
+    robust_accuracy,
+    wilson_interval,
+)
 from advcourse.goals import Targeted
 from advcourse.threat import Linf
 
@@ -134,3 +142,14 @@ def test_the_interval_is_where_a_test_of_two_deviations_does_not_reject(k: int, 
 def test_an_interval_needs_counts(k: int, n: int) -> None:
     with pytest.raises(ValueError, match="successes"):
         wilson_interval(k, n)
+
+
+def test_mean_and_interval() -> None:
+    values = torch.arange(100.0)
+    mean, half = mean_and_interval(values)
+    assert mean == pytest.approx(49.5)
+    assert half == pytest.approx(1.96 * 29.011 / 10, rel=1e-3)
+    assert mean_and_interval(torch.ones(5)) == (1.0, 0.0)
+    for bad in torch.ones(1), torch.ones(2, 2):
+        with pytest.raises(ValueError, match="N >= 2"):
+            mean_and_interval(bad)

@@ -53,6 +53,9 @@ def test_verdicts_are_those_of_the_iterates(tmp_path: Path) -> None:
             change = loss_change(model, states[-1].x, Y[right], [0.0, 0.1]).mean(1)
             assert torch.allclose(found.loss_change(surrogate, attack), change, atol=0.02)  # other signs in each piece
             assert found.loss_change(surrogate, attack)[0] == 0
+    assert found.pairs == [("a", "b"), ("b", "a")]
+    both = [found.fooled("a", "long", "b", 1), found.fooled("b", "long", "a", 1)]
+    assert torch.equal(found.by_image("long", 1), torch.cat(both).double().mean(0))
     assert "a → b" in str(found)
 
 

@@ -1,6 +1,6 @@
 """Measuring: accuracy, clean and under the worst of several attacks, whether to believe it, and claims."""
 
-from .accuracy import accuracy, correct, fooling_rate, predict, robust_accuracy, wilson_interval
+from .accuracy import accuracy, correct, fooling_rate, mean_and_interval, predict, robust_accuracy, wilson_interval
 from .claims import claim
 from .curves import accuracy_by_eps, success_by_distance
 from .landscape import directions, landscape, loss_change
@@ -25,6 +25,7 @@ __all__ = [
     "landscape",
     "lint",
     "loss_change",
+    "mean_and_interval",
     "predict",
     "provenance",
     "record_transfer",

@@ -129,3 +129,22 @@ def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, flo
     reach = math.sqrt(weight * fraction * (1 - fraction) + weight**2 / 4)
     low, high = (center - reach) / (1 + weight), (center + reach) / (1 + weight)
     return max(0.0, min(low, fraction)), min(1.0, max(high, fraction))  # at 0 and 1 the ends meet but for rounding
+
+
+def mean_and_interval(values: Tensor, z: float = 1.96) -> tuple[float, float]:
+    """The mean of values (N,), one for each image, and half the width of its interval, with the normal approximation.
+
+    Args:
+        values: at least two.
+        z: 1.96 for 95 %.
+
+    Raises:
+        ValueError: if there are fewer than two.
+
+    Example:
+        >>> mean_and_interval(torch.tensor([0.0, 1.0, 1.0, 0.0]))[0]
+        0.5
+    """
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"an interval needs values (N,) with N >= 2, got shape {tuple(values.shape)}")
+    return values.mean().item(), z * values.std().item() / len(values) ** 0.5

@@ -82,6 +82,15 @@ class Recorded:
         """The fraction fooled, over images and seeds."""
         return self.fooled(surrogate, attack, target, step).double().mean().item()
 
+    @cached_property
+    def pairs(self) -> list[tuple[str, str]]:
+        """All pairs of a surrogate and another network."""
+        return [pair for pair in product(self.settings["surrogates"], self.settings["targets"]) if pair[0] != pair[1]]
+
+    def by_image(self, attack: str, step: int | None = None) -> Tensor:
+        """Each image's share of other networks fooled, over pairs and seeds (N,)."""
+        return torch.stack([self.fooled(one, attack, other, step) for one, other in self.pairs]).double().mean((0, 1))
+
     def loss_change(self, surrogate: str, attack: str) -> Tensor:
         """How the surrogate's loss changes around what was crafted on it: the mean over images and seeds (R,)."""
         return torch.tensor([row["loss_change"] for row in self._rows(surrogate, attack)]).mean(0)
