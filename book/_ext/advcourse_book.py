@@ -25,11 +25,11 @@ def append_help(app: Sphinx, page: str, source: list[str]) -> None:
 
 
 def offer_text(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
-    """A chapter is edited as its .md and downloaded as either; the theme only knows the .ipynb."""
+    """A chapter is edited as its .md and downloaded as either; the theme only knows the .ipynb. Starters have no .md."""
     notebook = context.get("sourcename", "")
-    if not notebook.endswith(".ipynb"):
+    text = Path(notebook.removesuffix(".ipynb") + ".md")
+    if not notebook.endswith(".ipynb") or not Path(app.srcdir, text).exists():
         return
-    text = Path(notebook).with_suffix(".md")
     copy = Path(app.outdir, "_sources", text)
     copy.parent.mkdir(parents=True, exist_ok=True)
     copy2(Path(app.srcdir, text), copy)
