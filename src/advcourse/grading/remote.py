@@ -59,7 +59,7 @@ class Remote:
         self._process = context.Process(target=_serve, args=(theirs, Path(self._folder.name), limits), daemon=True)
         self._process.start()
         theirs.close()
-        self.refused: list[str] = self._answer()
+        self.refused: list[str] = self._ask("report")
 
     def __enter__(self) -> Self:
         return self
@@ -180,8 +180,8 @@ class _Incoming(pickle.Unpickler):
 class _Far:
     """The other side: a notebook that does as it is asked."""
 
-    def __init__(self, pipe: Connection) -> None:
-        self.pipe = pipe
+    def __init__(self, pipe: Connection, refused: list[str]) -> None:
+        self.pipe, self.refused = pipe, refused
         self.names = ModuleType(NOTEBOOK)
         sys.modules[NOTEBOOK] = self.names
 
@@ -192,6 +192,9 @@ class _Far:
 
     def receive(self) -> Any:
         return _Incoming(io.BytesIO(self.pipe.recv_bytes()), self).load()
+
+    def report(self) -> list[str]:
+        return self.refused
 
     def run(self, source: str, label: str) -> None:
         run_cell(source, label, vars(self.names))
@@ -214,8 +217,7 @@ def _serve(pipe: Connection, home: Path, limits: Limits) -> NoReturn:
     for stream in 0, 1, 2:
         os.dup2(nowhere, stream)
     torch.set_num_threads(1)
-    far = _Far(pipe)
-    far.send("returned", confine(home, limits))
+    far = _Far(pipe, confine(home, limits))
     while True:
         try:
             method, *arguments = far.receive()
