@@ -60,10 +60,12 @@ def fit(x: Tensor, y: Tensor, decay: float) -> Tensor:
     check_number("decay", decay, 0.0)
     if decay == 0 or y.unique().tolist() != [0, 1]:
         raise ValueError(f"a fit needs a positive decay and labels 0 and 1, got {decay} and {y.unique().tolist()}")
-    theta = x.new_zeros(x.shape[1] + 1)
+    theta, lifted = x.new_zeros(x.shape[1] + 1), F.pad(x, (0, 1), value=1.0)
+    shrink = decay * F.pad(torch.ones_like(theta[:-1]), (0, 1))  # of the weights, not the bias
     for _ in range(50):
-        slope = grad(logistic_loss)(theta, x, y, decay)
-        step = torch.linalg.solve(jacrev(grad(logistic_loss))(theta, x, y, decay), slope)
+        p = (lifted @ theta).sigmoid()
+        slope = lifted.T @ (p - y) / len(x) + shrink * theta
+        step = torch.linalg.solve((lifted.T * (p * (1 - p))) @ lifted / len(x) + shrink.diag(), slope)
         # Near the minimum rounding decides which loss is larger, and the full step is the right one.
         while step.abs().max() > 1e-3 and logistic_loss(theta - step, x, y, decay) > logistic_loss(theta, x, y, decay):
             step = step / 2
