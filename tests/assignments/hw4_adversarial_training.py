@@ -173,8 +173,8 @@ MISTAKES = [
     ),
     mistake(
         "more passes than there are",
-        "Four passes for each image.\n    epochs = budget // (4 * len(x))",
-        "\n    epochs = budget // (2 * len(x))",
+        "at a higher rate.\n    epochs = budget // (4 * len(x))",
+        "at a higher rate.\n    epochs = budget // (2 * len(x))",
         *REPAIRS,
     ),
     mistake(
@@ -185,8 +185,8 @@ MISTAKES = [
     ),
     mistake(
         "a small radius, for its fine accuracy",
-        "plan(len(x), epochs, 0.01, eps, 0.5, generator):",
-        "plan(len(x), epochs, 0.01, eps / 6, 0.5, generator):",
+        "plan(len(x), epochs, 0.02, eps, 0.5, generator):",
+        "plan(len(x), epochs, 0.02, eps / 6, 0.5, generator):",
         *REPAIRS,
     ),
     mistake(
