@@ -69,6 +69,13 @@ def test_functions_of_the_tests_stay_here(remote: Remote, notebook: dict[str, ob
     assert notebook["asked"] == ["a", "b"]
 
 
+def test_a_copy_of_what_stays_here_calls_the_same(remote: Remote, notebook: dict[str, object]) -> None:
+    exec("asked = []\ndef ask(x):\n    asked.append(x)", notebook)
+    run(remote, "from copy import deepcopy\ndef f(ask):\n    deepcopy([ask])[0](3)")
+    remote.call("f", notebook["ask"])
+    assert notebook["asked"] == [3]
+
+
 def test_errors_of_the_tests_reach_who_asked(remote: Remote, notebook: dict[str, object]) -> None:
     exec("def ask():\n    raise ValueError('the budget is used up')", notebook)
     run(remote, "def f(ask):\n    try:\n        ask()\n    except ValueError as error:\n        return str(error)")
