@@ -11,7 +11,7 @@ from ..contract import Model, check_fraction, check_goal, check_images, check_nu
 from ..evaluation import predict
 
 Trigger = Callable[[Tensor], Tensor]
-"""Stamps images (N, C, H, W) in [0, 1]: a new tensor of the same shape, in [0, 1] too."""
+"""Stamps images (N, C, H, W) in [0, 1] and returns new ones of the same shape, in [0, 1] too."""
 
 
 @dataclass(frozen=True)

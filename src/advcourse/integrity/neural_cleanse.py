@@ -52,7 +52,7 @@ class Inverted:
 
     @property
     def norms(self) -> Tensor:
-        """The L1 norm of each mask (K,): how many pixels it takes."""
+        """How many pixels each trigger takes (K,), by the L1 norm of its mask."""
         return self.masks.flatten(1).sum(1)
 
     @property
