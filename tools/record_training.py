@@ -295,6 +295,16 @@ EXPERIMENTS: dict[str, Experiment] = {
         "TRADES, 1": Training(TRADES(Linf(0.1), 1.0, 7), 8, 0.1, images=4000),
         "TRADES, 6": Training(TRADES(Linf(0.1), 6.0, 7), 8, 0.1, images=4000),
     },
+    # Nearly three times the images: how near a single step comes to seven.
+    "more": {
+        name: Training(method, 8, 0.1, images=11_500)
+        for name, method in {
+            "PGD-7": PGDTraining(Linf(0.1), 7),
+            "Fast": FastTraining(Linf(0.1), start=Uniform(clip=False)),
+            "previous": FastTraining(Linf(0.1), 0.1, Previous()),
+            "N-FGSM": NFGSM(Linf(0.1), 1.0, Uniform(clip=False)),
+        }.items()
+    },
     # Figure 4 of Madry et al. (2018): every layer twice as wide as the one before.
     "capacity": {
         f"{name}, {width}": Training(method, 5, 0.1, OneCycle(0.003), images=4000, width=width, hidden=8 * width)
