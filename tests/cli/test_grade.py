@@ -29,7 +29,7 @@ def test_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "message"),
     [
         (("nothing", "."), "neither a notebook nor one assignment"),
-        (("hw.ipynb", "empty"), "holds no notebooks"),
+        (("hw.ipynb", "empty"), "holds no submissions"),
         (("hw.ipynb", "empty", "--seconds", 0), "seconds must be"),
         (("hw.ipynb", "empty", "--memory", 0), "memory must be"),
         (("bad.ipynb", "empty"), "is not a notebook"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from nbformat import NotebookNode
 
-from advcourse.grading import Examiner, Limits, Report, answers, read_assignment, read_notebook
+from advcourse.grading import Cell, Examiner, Limits, Report, answers, read_assignment, read_notebook
 
 from .small import COUNT, DOUBLE, SETUP, SHIFT, assignment, cell, graded_by, solution_of, submission, write
 
@@ -122,6 +122,20 @@ def test_an_endless_loop_costs_its_part_only(source: Path, double: str) -> None:
     report = examined(source, double=double, seconds=2)
     assert points(report) == [0, 2, 1]
     assert "took longer than 2 s" in report.marks[0].reason
+
+
+def test_all_together_is_limited(source: Path) -> None:
+    known = read_assignment(source)
+    sleep = [Cell(f"cell {k}", f"import time\ntime.sleep({1 + k / 10})") for k in range(9)]
+    report = Examiner(known, Limits(seconds=2, total=3))(sleep)
+    assert report.points == 0
+    assert all("3 s in all" in verdict.reason for mark in report.marks for verdict in mark.verdicts)
+
+
+def test_cells_that_break_everything_end_nothing_else(source: Path) -> None:
+    report = examined(source, more=(cell("import builtins\nbuiltins.compile = None"),))
+    assert report.points == 0
+    assert all(mark.reason for mark in report.marks)
 
 
 def test_the_assignment_cannot_be_read(source: Path) -> None:

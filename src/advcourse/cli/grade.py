@@ -22,7 +22,14 @@ def grade(
     ],
     out: Annotated[Path | None, typer.Option(help="Where to write what is found; grades/HW by default.")] = None,
     seconds: Annotated[float, typer.Option(help="For a cell, and for each call of a student's function.")] = 60,
-    memory: Annotated[float, typer.Option(help="For a submission, in GiB.")] = 4,
+    total: Annotated[float, typer.Option(help="Seconds for all of a submission.")] = 900,
+    memory: Annotated[float, typer.Option(help="For a process of a submission, in GiB.")] = 4,
+    student: Annotated[
+        str,
+        typer.Option(
+            metavar="REGEX", help="What in the name of a file or folder is the student: its first group, ^([^_]+)_ say."
+        ),
+    ] = "(.*)",
     jobs: Annotated[int, typer.Option(min=1, help="Submissions at a time; as many as processors by default.")] = (
         os.cpu_count() or 1
     ),
@@ -45,7 +52,8 @@ def grade(
 
         source = find_assignment(assignment)
         out = out or Path("grades") / source.stem
-        reports = grade_all(source, submissions, out, Limits(seconds, int(memory * 2**30)), jobs, progress=True)
+        limits = Limits(seconds, int(memory * 2**30), total)
+        reports = grade_all(source, submissions, out, limits, jobs, student, progress=True)
     for refused in dict.fromkeys(refused for report in reports.values() for refused in report.refused):
         typer.echo(f"warning: on this system, {refused} by a submission", err=True)
     points = [report.points for report in reports.values()]

@@ -1,6 +1,7 @@
 """One submission against the tests of its assignment."""
 
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import isfinite
@@ -37,6 +38,10 @@ class Mark:
     part: str
     max: float
     verdicts: list[Verdict] = field(default_factory=list)
+
+    def fail(self, part: Part, reason: str) -> None:
+        """All tests of the part have failed for the same reason."""
+        self.verdicts = [Verdict(test.name, test.title, test.points, _in_a_line(reason)) for test in part.tests]
 
     @property
     def points(self) -> float:
@@ -89,19 +94,24 @@ class Examiner:
         report = Report([Mark(part.name, part.max) for part in self.assignment.parts])
         left = list(zip(self.assignment.parts, report.marks, strict=True))
         wrong: list[str] = []
-        while left:
-            with Remote(self.limits) as remote:
-                report.refused = remote.refused
-                if (deadly := self._run(remote, cells, wrong)) is not None:
-                    cells = [cell for cell in cells if cell != deadly]
-                    continue
-                for part in self.assignment.parts[: -len(left)]:
-                    _run_all(remote, part.solution)
-                while left and remote.alive:
-                    part, mark = left.pop(0)
-                    self._examine(remote, part, mark, wrong, report.scores)
-                    if remote.alive:
+        deadline = time.monotonic() + self.limits.total
+        try:
+            while left:
+                with Remote(self.limits, deadline) as remote:
+                    report.refused = remote.refused
+                    if (deadly := self._run(remote, cells, wrong)) is not None:
+                        cells = [cell for cell in cells if cell != deadly]
+                        continue
+                    for part in self.assignment.parts[: -len(left)]:
                         _run_all(remote, part.solution)
+                    while left and remote.alive:
+                        part, mark = left.pop(0)
+                        self._examine(remote, part, mark, wrong, report.scores)
+                        if remote.alive:
+                            _run_all(remote, part.solution)
+        except SubmissionError as error:  # no time is left, or the cells have broken what all cells need
+            for part, mark in left:
+                mark.fail(part, str(error))
         return report
 
     def _run(self, remote: Remote, cells: list[Cell], wrong: list[str]) -> Cell | None:
@@ -128,7 +138,7 @@ class Examiner:
                 if test.contest and isfinite(names["score"]):
                     scores[test.title] = float(names["score"])
             except Exception as error:  # of the submission, or of the test when it looks at the answer
-                reason = _reason(test, error, wrong)[:LONGEST_REASON]
+                reason = _in_a_line(_reason(test, error, wrong))
             else:
                 reason = ""
             mark.verdicts.append(Verdict(test.name, test.title, test.points, reason))
@@ -140,9 +150,14 @@ def _run_all(remote: Remote, cells: Iterable[Cell]) -> None:
 
 
 def _reason(test: Test, error: Exception, wrong: list[str]) -> str:
-    """Why a test failed, in a line."""
+    """Why a test failed."""
     if isinstance(error, AssertionError):
         return str(error) or test.title
     if isinstance(error, SubmissionError):
         return "; ".join([str(error), *(wrong if str(error).startswith("NameError") else [])])
     return f"the answer is not of the kind that was asked for ({type(error).__name__}: {error})"
+
+
+def _in_a_line(text: str) -> str:
+    """The beginning of a text, of letters that can be written into any table."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:LONGEST_REASON]

@@ -3,50 +3,85 @@
 import csv
 import io
 import json
+import re
+import signal
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
+from .. import __version__
 from ..files import sha256, write_whole
 from .examine import Examiner, Mark, Report, Verdict
 from .notebooks import Assignment, answers, read_assignment, read_notebook
 from .sandbox import Limits
 
+LONGEST_NAME = 80
 
-def find_submissions(folder: Path) -> dict[str, list[Path]]:
-    """The notebooks in a folder by student, whose name is that of the notebook, or of the folder it is in.
+
+def find_submissions(folder: Path, pattern: str = "(.*)") -> dict[str, list[Path]]:
+    """What is in a folder, by student: for each entry, a notebook or a folder, the notebooks that it is or holds.
+
+    An entry without a notebook counts as well, with none: somebody handed in something else. Links are not followed.
+
+    Args:
+        folder: of submissions.
+        pattern: a regular expression for an entry's name without its suffix. Its first group is the student: for
+            ``doejane_LATE_1234_hw1.ipynb`` it may be ``^([^_]+)_``. Entries that do not match keep their name.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if the folder is empty, or this is no regular expression with a group.
     """
+    try:
+        names = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+    if not names.groups:
+        raise ValueError(f"{pattern!r} needs a group for the student's name, such as ^([^_]+)_")
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*.ipynb")):
-        inside = path.relative_to(folder)
-        if not any(name.startswith(".") for name in inside.parts):
-            found.setdefault(inside.parts[0] if len(inside.parts) > 1 else path.stem, []).append(path)
+    for entry in sorted(folder.iterdir()):
+        if not entry.name.startswith("."):
+            name = entry.stem if entry.suffix.lower() == ".ipynb" else entry.name
+            name = "".join(letter if letter.isprintable() else " " for letter in name)
+            student = found_name[1] if (found_name := names.search(name)) and found_name[1] else name
+            inside = [entry, *sorted(entry.rglob("*"))] if not entry.is_symlink() else []
+            found.setdefault(student[:LONGEST_NAME], []).extend(path for path in inside if _is_notebook(path, folder))
     if not found:
-        raise ValueError(f"{folder} holds no notebooks: expected STUDENT.ipynb, or STUDENT/ANYTHING.ipynb")
+        raise ValueError(f"{folder} holds no submissions: expected STUDENT.ipynb, or STUDENT/ANYTHING.ipynb")
     return found
 
 
+def _is_notebook(path: Path, folder: Path) -> bool:
+    hidden = any(name.startswith(".") for name in path.relative_to(folder).parts)
+    return path.suffix.lower() == ".ipynb" and path.is_file() and not path.is_symlink() and not hidden
+
+
 def grade(
-    assignment: Path, submissions: Path, out: Path, limits: Limits | None = None, jobs: int = 1, progress: bool = False
+    assignment: Path,
+    submissions: Path,
+    out: Path,
+    limits: Limits | None = None,
+    jobs: int = 1,
+    pattern: str = "(.*)",
+    progress: bool = False,
 ) -> dict[str, Report]:
     """Grade a folder of submissions, and write grades.csv, feedback/STUDENT.md and leaderboard.md.
 
-    A submission that was graded before is not graded again, unless it, the assignment or the limits have changed. So
-    this can be interrupted, and run again when late submissions come in.
+    A submission that was graded before is not graded again, unless it, the assignment, the limits or the libraries have
+    changed. So this can be interrupted, and run again when late submissions come in.
 
     Args:
         assignment: the instructor's notebook, or its text.
         submissions: a folder, see `find_submissions`.
         out: a folder for what is found; it is made if need be.
         limits: for each submission.
-        jobs: submissions at a time.
+        jobs: submissions at a time, each with a process of its own for the tests.
+        pattern: finds the student in a name, see `find_submissions`.
         progress: whether to show a bar on stderr.
 
     Returns:
@@ -56,59 +91,71 @@ def grade(
         FileNotFoundError: if there is no such assignment.
         ValueError: if it is not one, if there are no submissions, or jobs is not positive.
     """
-    limits = limits or Limits()
-    examiner = Examiner(read_assignment(assignment), limits)
-    students = find_submissions(submissions)
+    known, limits = read_assignment(assignment), limits or Limits()
+    students = find_submissions(submissions, pattern)
     out.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(jobs) as pool:
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["advcourse.grading"])
+    with ProcessPoolExecutor(jobs, context, _prepare, (known, limits)) as pool:
         waiting = {
-            student: pool.submit(_graded, examiner, paths, out / "reports" / f"{student}.json")
+            student: pool.submit(_graded, paths, submissions, out / "reports" / f"{student}.json")
             for student, paths in students.items()
         }
         try:
             bar = tqdm(waiting.items(), unit="submission", disable=None if progress else True)
             found = {student: report.result() for student, report in bar}
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # those that have begun come to their end, and are kept
+            pool.shutdown(cancel_futures=True)  # those that have begun, or are next, come to their end and are kept
             raise
-    write_whole(out / "grades.csv", table(found).encode())
+    _write(out / "grades.csv", "\ufeff" + table(found))  # or spreadsheets take it for another encoding
     for student, report in found.items():
-        write_whole(out / "feedback" / f"{student}.md", feedback(examiner.assignment, report).encode())
-    write_whole(out / "leaderboard.md", leaderboard(found).encode())
+        _write(out / "feedback" / f"{student}.md", feedback(known, report))
+    _write(out / "leaderboard.md", leaderboard(found))
     return found
 
 
-def _graded(examiner: Examiner, paths: list[Path], kept: Path) -> Report:
-    """A report that is kept, if it is of the same things, or a new one."""
-    of = sha256(
-        "\n".join(
-            [examiner.assignment.checksum, repr(examiner.limits), *(sha256(path.read_bytes()) for path in paths)]
-        ).encode()
-    )
-    if kept.exists() and (known := json.loads(kept.read_text()))["of"] == of:
-        return _read(known["report"])
+def _write(path: Path, text: str) -> None:
+    write_whole(path, text.encode())
+
+
+_examiner: Examiner  # of a process that grades
+
+
+def _prepare(assignment: Assignment, limits: Limits) -> None:
+    global _examiner
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what has begun comes to its end
+    _examiner = Examiner(assignment, limits)
+
+
+def _graded(paths: list[Path], folder: Path, kept: Path) -> Report:
+    """A report that is kept, if it is of the same things, or a new one. Whatever happens, others are graded."""
+    assignment = _examiner.assignment
+    report = Report([Mark(part.name, part.max) for part in assignment.parts])
     try:
-        if len(paths) > 1:
-            raise ValueError(
-                f"{len(paths)} notebooks, of which one is to be graded: {', '.join(path.name for path in paths)}"
-            )
-        report = examiner(answers(read_notebook(paths[0]), examiner.assignment))
-    except ValueError as error:
-        report = Report(
-            [
-                Mark(
-                    part.name,
-                    part.max,
-                    [Verdict(test.name, test.title, test.points, str(error)) for test in part.tests],
-                )
-                for part in examiner.assignment.parts
-            ]
-        )
-    write_whole(kept, json.dumps({"of": of, "report": asdict(report)}, indent=1).encode())
+        if len(paths) != 1:
+            names = ", ".join(str(path.relative_to(folder)) for path in paths)
+            raise ValueError(f"{len(paths)} notebooks, of which one can be graded: {names}" if paths else "no notebook")
+        versions = f"{__version__} {torch.__version__} {_examiner.limits}"
+        of = sha256(f"{assignment.checksum} {versions} {sha256(paths[0].read_bytes())}".encode())
+        if (known := _read(kept)) and known["of"] == of:
+            return _report(known["report"])
+        report = _examiner(answers(read_notebook(paths[0]), assignment))
+        _write(kept, json.dumps({"of": of, "report": asdict(report)}, indent=1))
+    except Exception as error:
+        for part, mark in zip(assignment.parts, report.marks, strict=True):
+            mark.fail(part, f"could not be graded: {error}")
     return report
 
 
-def _read(report: dict[str, Any]) -> Report:
+def _read(kept: Path) -> dict[str, Any] | None:
+    """What was kept, if it can be read."""
+    try:
+        return json.loads(kept.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _report(report: dict[str, Any]) -> Report:
     marks = [
         Mark(mark["part"], mark["max"], [Verdict(**verdict) for verdict in mark["verdicts"]])
         for mark in report["marks"]
@@ -122,8 +169,11 @@ def table(reports: Mapping[str, Report]) -> str:
     writer = csv.writer(text)
     writer.writerow(["student", "part", "points", "max", "reason"])
     for student, report in reports.items():
+        name = (
+            f"'{student}" if student.startswith(("=", "+", "-", "@")) else student
+        )  # a spreadsheet would calculate it
         for mark in report.marks:
-            writer.writerow([student, mark.part, f"{mark.points:g}", f"{mark.max:g}", mark.reason])
+            writer.writerow([name, mark.part, f"{mark.points:g}", f"{mark.max:g}", mark.reason])
     return text.getvalue()
 
 
@@ -136,7 +186,7 @@ def feedback(assignment: Assignment, report: Report) -> str:
         for verdict in mark.verdicts:
             lines.append(f"- {'✗' if verdict.reason else '✓'} {verdict.title} ({verdict.points:g})")
             if verdict.reason:
-                lines.append(f"  - {verdict.reason}")
+                lines.append(f"  - `{verdict.reason.replace('`', chr(39))}`")
         lines.append("")
     lines += [f"Contest “{contest}”: {score:g}" for contest, score in report.scores.items()]
     return "\n".join(lines).rstrip() + "\n"
@@ -162,5 +212,6 @@ def _boards(reports: Mapping[str, Report]) -> Iterator[str]:
         scores = {student: report.scores[contest] for student, report in reports.items() if contest in report.scores}
         yield f"# {contest}\n\n| place | student | score |\n|--:|:--|--:|"
         for student, score in sorted(scores.items(), key=lambda entry: -entry[1]):
-            yield f"| {1 + sum(other > score for other in scores.values())} | {student} | {score:.4g} |"
+            name = student.replace("|", "\\|")
+            yield f"| {1 + sum(other > score for other in scores.values())} | {name} | {score:.4g} |"
         yield ""

@@ -1,6 +1,7 @@
 """An assignment: one notebook with its solutions and tests, in the format of nbgrader."""
 
 import ast
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,15 +95,16 @@ def read_notebook(path: Path) -> NotebookNode:
         ValueError: if it is neither.
     """
     try:
-        if path.suffix == ".ipynb":
-            return nbformat.read(path, as_version=4)
+        if path.suffix.lower() == ".ipynb":
+            raw = path.read_bytes()
+            return nbformat.reads(raw.decode(json.detect_encoding(raw)), as_version=4)
         import jupytext
 
         return jupytext.read(path)
     except (OSError, ImportError):
         raise
     except Exception as error:  # a library for each format, and each raises as it likes
-        raise ValueError(f"{path} is not a notebook: {error}") from None
+        raise ValueError(f"{path.name} is not a notebook: {error}") from None
 
 
 def find_assignment(name: str, folder: Path = Path("assignments")) -> Path:
@@ -122,7 +124,7 @@ def find_assignment(name: str, folder: Path = Path("assignments")) -> Path:
 
 def grading(cell: NotebookNode) -> dict[str, str | float | bool]:
     """What nbgrader knows about a cell: `grade_id`, `solution`, `grade`, `points`. Nothing for others."""
-    return cell.metadata.get("nbgrader", {})
+    return cell.metadata.get("nbgrader") or {}
 
 
 def code_cells(notebook: NotebookNode) -> Iterator[NotebookNode]:

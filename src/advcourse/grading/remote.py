@@ -8,9 +8,12 @@ import io
 import linecache
 import os
 import pickle
+import subprocess
 import sys
 import tempfile
+import time
 import traceback
+import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing import get_context
@@ -23,10 +26,14 @@ from typing import Any, NoReturn, Self
 import numpy as np
 import torch
 
-from .sandbox import LARGEST_FILE, Limits, confine
+from .sandbox import Limits, confine
 
 NOTEBOOK = "notebook"
 """The module whose names are those of the cells, on either side."""
+LARGEST = 2**26
+"""Numbers in an answer, and a fourth of its bytes."""
+LONGEST = 2**16
+"""Letters in an answer, and things in its containers."""
 
 
 class SubmissionError(Exception):
@@ -41,7 +48,8 @@ class Remote:
     """A notebook in a process of its own.
 
     Args:
-        limits: seconds count for each call.
+        limits: seconds count for each cell and call, and memory for each process; total is `deadline`'s business.
+        deadline: on the monotonic clock, when all has to be over.
 
     Attributes:
         refused: how this system could not confine the process.
@@ -50,25 +58,29 @@ class Remote:
         SubmissionError: from every method, if the code there raises; SubmissionEnded once there is nobody to answer.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, deadline: float = float("inf")) -> None:
         context = get_context("forkserver")
         context.set_forkserver_preload([__name__, "advcourse.attacks", "advcourse.models", "advcourse.training"])
-        self.limits, self._ended = limits, ""
-        self._folder = tempfile.TemporaryDirectory(prefix="submission-", ignore_cleanup_errors=True)
+        self.limits, self.deadline, self._ended = limits, deadline, ""
+        self._folder = Path(tempfile.mkdtemp(prefix="submission-"))
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, Path(self._folder.name), limits), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, self._folder, limits), daemon=True)
         self._process.start()
         theirs.close()
-        self.refused: list[str] = self._ask("report")
+        try:
+            self.refused: list[str] = self._ask("report")
+        except SubmissionEnded:
+            self.__exit__(None, None, None)
+            raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._process.kill()
+        self._end("closed")
         self._process.join()
         self._pipe.close()
-        self._folder.cleanup()
+        subprocess.run(["rm", "-rf", self._folder], check=False)  # however deep its folders are
 
     @property
     def alive(self) -> bool:
@@ -89,37 +101,35 @@ class Remote:
         return self._ask("value", name)
 
     def _ask(self, *question: Any) -> Any:
-        if self._ended:
-            raise SubmissionEnded(self._ended)
         here: list[Callable[..., Any]] = []
-        watch = Timer(self.limits.seconds, self._late)
+        left = self.deadline - time.monotonic()
+        why = f"took longer than {self.limits.seconds:g} s"
+        if left < self.limits.seconds:
+            why = f"the submission took longer than {self.limits.total:g} s in all"
+        watch = Timer(max(0, min(self.limits.seconds, left)), self._end, [why])
         watch.start()
         try:
-            _send(self._pipe, question, here)
-            return self._answer(here)
+            if not self._ended:
+                _send(self._pipe, question, here)
+                return self._answer(here)
         except (EOFError, OSError) as error:
             self._process.join(1)
             how = str(error) or f"exit code {self._process.exitcode}"
             self._end(f"the process ended itself ({how})")
-            raise SubmissionEnded(self._ended) from None
         finally:
             watch.cancel()
-
-    def _late(self) -> None:
-        self._end(f"took longer than {self.limits.seconds:g} s")
+        raise SubmissionEnded(self._ended)
 
     def _end(self, why: str) -> None:
         self._ended = self._ended or why
+        self._process.terminate()  # it takes those with it that it stands for
+        self._process.join(1)
         self._process.kill()
 
-    def _answer(self, here: Sequence[Callable[..., Any]] = ()) -> Any:
+    def _answer(self, here: Sequence[Callable[..., Any]]) -> Any:
         """What it answers, after having answered what it asks."""
         while True:
-            try:
-                message = torch.load(io.BytesIO(self._pipe.recv_bytes(LARGEST_FILE)), weights_only=True)
-            except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError):
-                message = None
-            match message:
+            match _read(self._pipe.recv_bytes(4 * LARGEST)):
                 case ("returned", value):
                     return value
                 case ("raised", str(text)):
@@ -132,6 +142,38 @@ class Remote:
                     _send(self._pipe, reply, [])
                 case _:
                     raise EOFError("it sent what is not an answer")
+
+
+def _read(message: bytes) -> Any:
+    """What a message holds, or None if it is none, is not plain, or is larger than it looks."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(message)) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > 4 * LARGEST:
+                return None
+        content = torch.load(io.BytesIO(message), weights_only=True)
+        return content if _size(content) <= LONGEST else None
+    except Exception:  # of a reader that was made for honest files
+        return None
+
+
+def _size(content: Any) -> int:
+    """Things and letters in an answer; too many if a tensor has too many numbers, stored or not."""
+    if isinstance(content, torch.Tensor):
+        return 1 if content.numel() <= LARGEST else LONGEST + 1
+    if isinstance(content, str):
+        return len(content)
+    size = 1
+    for each in (
+        [*content, *content.values()]
+        if isinstance(content, dict)
+        else content
+        if isinstance(content, list | tuple)
+        else ()
+    ):
+        size += _size(each)
+        if size > LONGEST:  # or lists of one list twice would take for ever
+            break
+    return size
 
 
 class _Outgoing(pickle.Pickler):
@@ -234,17 +276,43 @@ def _serve(pipe: Connection, home: Path, limits: Limits) -> NoReturn:
 
 
 def run_cell(source: str, label: str, names: dict[str, Any]) -> None:
-    """Execute a cell without its magics.
+    """Execute a cell, whose magics need no IPython.
 
     Args:
         source: its text.
         label: what a traceback calls it.
         names: what it may use, and where what it defines goes.
     """
-    lines = ["" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines()]
-    source = "\n".join(lines) + "\n"
+    try:
+        code = compile(source, label, "exec")
+    except SyntaxError:
+        from IPython.core.inputtransformer2 import TransformerManager
+
+        names.setdefault("get_ipython", lambda: _Magics(names))
+        source = TransformerManager().transform_cell(source)
+        code = compile(source, label, "exec")
     linecache.cache[label] = len(source), None, source.splitlines(keepends=True), label  # for inspect and tracebacks
-    exec(compile(source, label, "exec"), names)
+    exec(code, names)
+
+
+class _Magics:
+    """What remains of IPython's magics: code that is timed or whose output is captured is run, all else is nothing."""
+
+    def __init__(self, names: dict[str, Any]) -> None:
+        self.names = names
+
+    def run_line_magic(self, name: str, line: str, *depth: int) -> None:
+        self.run_cell_magic(name, "", line)
+
+    def run_cell_magic(self, name: str, line: str, cell: str) -> None:
+        if name in ("time", "timeit", "capture"):
+            exec(cell, self.names)
+
+    def system(self, command: str) -> None:
+        pass
+
+    def getoutput(self, command: str) -> list[str]:
+        return []
 
 
 def plain(value: Any) -> Any:
