@@ -57,6 +57,12 @@ def test_nothing_is_loaded_from_another_host(path: Path) -> None:
     assert [load for load in read(path).loads if urlsplit(load).netloc] == []
 
 
+def test_a_page_is_light(path: Path) -> None:
+    pictures = {(path.parent / unquote(load)).resolve() for load in read(path).loads if load.endswith(".png")}
+    weight = sum(file.stat().st_size for file in [path, *(picture for picture in pictures if picture.is_file())])
+    assert weight < 3e6, f"{weight / 1e6:.1f} MB"
+
+
 def test_external_links_are_well_formed(path: Path) -> None:
     for link in read(path).links:
         url = urlsplit(link)
