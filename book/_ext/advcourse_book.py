@@ -25,7 +25,7 @@ def append_help(app: Sphinx, page: str, source: list[str]) -> None:
 
 
 def offer_text(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
-    """A chapter is edited as its .md and downloaded as either; the theme only knows the .ipynb. Starters have no .md."""
+    """A chapter is edited as its .md and downloaded as either; the theme only knows the .ipynb. Starters have none."""
     notebook = context.get("sourcename", "")
     text = Path(notebook.removesuffix(".ipynb") + ".md")
     if not notebook.endswith(".ipynb") or not Path(app.srcdir, text).exists():
