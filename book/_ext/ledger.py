@@ -114,7 +114,7 @@ class Ledger(SphinxDirective):
             lines += [
                 f"## {topic}",
                 "",
-                "| the lecture says | the paper found | we find | |",
+                "| the lecture says | the paper found | we find | verdict |",
                 "|:--|:--|:--|:--|",
                 *rows,
                 "",

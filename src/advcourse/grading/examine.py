@@ -66,6 +66,11 @@ class Report:
     scores: dict[str, float] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
 
+    @classmethod
+    def without_marks(cls, assignment: Assignment) -> "Report":
+        """What a submission has got before it is looked at."""
+        return cls([Mark(part.name, part.max) for part in assignment.parts])
+
     @property
     def points(self) -> float:
         return sum(mark.points for mark in self.marks)
@@ -91,7 +96,7 @@ class Examiner:
 
     def __call__(self, cells: list[Cell]) -> Report:
         """Try a student's cells. What ends the process costs the part that it happens in."""
-        report = Report([Mark(part.name, part.max) for part in self.assignment.parts])
+        report = Report.without_marks(self.assignment)
         left = list(zip(self.assignment.parts, report.marks, strict=True))
         wrong: list[str] = []
         deadline = time.monotonic() + self.limits.total
@@ -159,5 +164,15 @@ def _reason(test: Test, error: Exception, wrong: list[str]) -> str:
 
 
 def _in_a_line(text: str) -> str:
-    """The beginning of a text, of letters that can be written into any table."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())[:LONGEST_REASON]
+    """The beginning of a text, in one line."""
+    return " ".join(printable(text).split())[:LONGEST_REASON]
+
+
+def printable(text: str) -> str:
+    """A text of letters that can be written into any table, with blanks in place of all others.
+
+    Example:
+        >>> printable("a\\n| b")
+        'a | b'
+    """
+    return "".join(letter if letter.isprintable() else " " for letter in text)

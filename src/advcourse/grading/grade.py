@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..files import sha256, write_whole
-from .examine import Examiner, Mark, Report, Verdict
+from .examine import Examiner, Mark, Report, Verdict, printable
 from .notebooks import Assignment, answers, read_assignment, read_notebook
 from .sandbox import Limits
 
@@ -46,9 +46,9 @@ def find_submissions(folder: Path, pattern: str = "(.*)") -> dict[str, list[Path
     found: dict[str, list[Path]] = {}
     for entry in sorted(folder.iterdir()):
         if not entry.name.startswith("."):
-            name = entry.stem if entry.suffix.lower() == ".ipynb" else entry.name
-            name = "".join(letter if letter.isprintable() else " " for letter in name)
-            student = found_name[1] if (found_name := names.search(name)) and found_name[1] else name
+            name = printable(entry.stem if entry.suffix.lower() == ".ipynb" else entry.name)
+            match = names.search(name)
+            student = (match and match[1]) or name
             inside = [entry, *sorted(entry.rglob("*"))] if not entry.is_symlink() else []
             found.setdefault(student[:LONGEST_NAME], []).extend(path for path in inside if _is_notebook(path, folder))
     if not found:
@@ -130,7 +130,7 @@ def _prepare(assignment: Assignment, limits: Limits) -> None:
 def _graded(paths: list[Path], folder: Path, kept: Path) -> Report:
     """A report that is kept, if it is of the same things, or a new one. Whatever happens, others are graded."""
     assignment = _examiner.assignment
-    report = Report([Mark(part.name, part.max) for part in assignment.parts])
+    report = Report.without_marks(assignment)
     try:
         if len(paths) != 1:
             names = ", ".join(str(path.relative_to(folder)) for path in paths)

@@ -15,7 +15,6 @@ import time
 import traceback
 import zipfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -327,8 +326,10 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, torch.Tensor):
         return value.detach().as_subclass(torch.Tensor).cpu()
-    if isinstance(value, np.ndarray | np.generic):
-        return torch.from_numpy(value).clone() if isinstance(value, np.ndarray) else value.item()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value).clone()
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, dict):
         return {plain(key): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -342,6 +343,4 @@ def in_words(error: BaseException) -> str:
     """An error, and the last line of a cell on the way to it."""
     text = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
     cells = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith("cell ")]
-    with suppress(IndexError):
-        return f"{text} ({cells[-1].filename}, line {cells[-1].lineno}: {cells[-1].line})"
-    return text
+    return f"{text} ({cells[-1].filename}, line {cells[-1].lineno}: {cells[-1].line})" if cells else text
