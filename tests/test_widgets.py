@@ -77,6 +77,11 @@ def test_with_a_kernel_any_value_is_drawn(monkeypatch: pytest.MonkeyPatch, value
     assert f"{new}" in picture.value
 
 
+def test_an_opening_value_without_a_frame_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected one of the values"):
+        bundle([0, 1], start=2)
+
+
 def test_ipywidgets_is_optional() -> None:
     code = "import sys; sys.modules['ipywidgets'] = None; import advcourse.widgets"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -96,3 +101,12 @@ def test_bad_input_is_named(change: dict[str, object], message: str) -> None:
     arguments: dict[str, object] = {"draw": line, "values": [0, 1], "label": "slope", "alt": "{}"} | change
     with pytest.raises(ValueError, match=message):
         explore(**arguments)
+
+
+@pytest.mark.parametrize(("values", "start"), [([1, 5, 20], 5), ([0, 0.5], 0.5), (["a", "b"], "b")])
+def test_it_opens_where_it_is_told_to(monkeypatch: pytest.MonkeyPatch, values: list[object], start: object) -> None:
+    control = explore(lambda _: line(1), values, label="value", alt="Value {}", start=start)
+    assert 'data-start="1"' in control._repr_html_()
+    slider, picture = control._live().children
+    assert slider.value == start
+    assert f"Value {start}" in picture.value

@@ -23,9 +23,10 @@ from advcourse.attacks import FGSM, PGD
 from advcourse.contract import Hyperparameters
 from advcourse.evaluation import accuracy, robust_accuracy
 from advcourse.evaluation.recording import json_by_row, provenance
-from advcourse.files import ASSETS, write_whole
+from advcourse.files import write_whole
 from advcourse.goals import Untargeted, cross_entropy, margin
 from advcourse.gradients import Exact
+from advcourse.models import small
 from advcourse.threat import Linf
 from advcourse.training import (
     NFGSM,
@@ -49,30 +50,12 @@ from advcourse.training import (
     train,
 )
 from advcourse.training.methods import Start
+from advcourse.training.recorded import FOLDER
 
-FOLDER = ASSETS / "training"
 RUNS = Path(__file__).resolve().parent.parent / "runs" / "training"
 VALIDATION = slice(11_500, 12_000)  # training images that nobody trains on: monitors look at them
 CURVE = 300  # test images that are looked at after each epoch
 TEST = 500  # test images that the end result is judged by
-
-
-def tiny(width: int = 16, batch_norm: bool = False, hidden: int = 100) -> nn.Sequential:
-    """The network of Wong et al. (2020) for MNIST: two convolutions with a stride of two, and two linear layers. Like
-    theirs it takes the images as they are.
-
-    Args:
-        width: channels of the first convolution; the second has twice as many. 16 in the paper.
-        batch_norm: after both of them; not in the paper.
-        hidden: units between the linear layers.
-    """
-
-    def block(inputs: int, outputs: int) -> list[nn.Module]:
-        norm = [nn.BatchNorm2d(outputs)] if batch_norm else []
-        return [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), *norm, nn.ReLU()]
-
-    head = [nn.Flatten(), nn.Linear(2 * width * 49, hidden), nn.ReLU(), nn.Linear(hidden, 10)]
-    return nn.Sequential(*block(1, width), *block(width, 2 * width), *head)
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,7 +67,7 @@ class Training(Hyperparameters):
         eps: radius of the ball in which the result is attacked.
         images: how many training images.
         batch_size: images in a step.
-        width, batch_norm, hidden: of the network, see `tiny`.
+        width, batch_norm, hidden: of the network, see `advcourse.models.small`.
         adam: the optimizer, or else SGD with momentum.
         monitor: what may end it.
     """
@@ -167,7 +150,7 @@ def trained(training: Training, seed: int, run: Path) -> tuple[nn.Module, dict[s
     ball = Linf(training.eps)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = tiny(training.width, training.batch_norm, training.hidden)
+        network = small(width=training.width, hidden=training.hidden, batch_norm=training.batch_norm)
 
     watch = Watch(run.with_suffix(".seen.json"), lambda: look(network, ball, x_test[:CURVE], y_test[:CURVE]))
     checkpoint = run.with_suffix(".pt")
@@ -238,12 +221,6 @@ def record(
 
 def is_of(row: dict[str, Any], label: str, seed: int, settings: str) -> bool:
     return (row["label"], row["seed"], row["settings"]) == (label, seed, settings)
-
-
-def recorded(name: str) -> dict[tuple[str, int], dict[str, Any]]:
-    """What was recorded, by label and seed."""
-    rows = json.loads((FOLDER / f"{name}.json").read_text())["rows"]
-    return {(row["label"], row["seed"]): row for row in rows}
 
 
 BALL = Linf(0.3)

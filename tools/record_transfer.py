@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from advcourse import data, models
 from advcourse.attacks import Transfer
 from advcourse.evaluation import record_transfer
-from advcourse.files import ASSETS
+from advcourse.evaluation.recording import FOLDER
 from advcourse.goals import FromTo, Loss, cross_entropy, logit, po_trip
 from advcourse.gradients import RAP, Momentum, Normalization, TranslationKernel
 from advcourse.threat import Linf
 from advcourse.training.snapshots import snapshots
 
-FOLDER = ASSETS / "transfer"
 FOUND = "MI+RAP, 0.5 eps, start 50"  # by the search of chapter 9
 FAMILIES = "cnn", "resnet", "vgg", "densenet", "inception"
 

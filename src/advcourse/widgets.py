@@ -51,7 +51,7 @@ _SCRIPT = """
   const label = document.createElement("label");
   const input = document.createElement("input");
   const output = document.createElement("output");
-  Object.assign(input, { type: "range", min: 0, max: frames.length - 1, step: 1, value: 0 });
+  Object.assign(input, { type: "range", min: 0, max: frames.length - 1, step: 1, value: box.dataset.start });
   label.append(box.dataset.label, input, output);
   const show = () => {
     frames.forEach((frame, i) => { frame.hidden = i !== input.valueAsNumber; });
@@ -73,6 +73,7 @@ class Explorer:
     Attributes:
         draw: Draws the figure for one value.
         values: The values that have a frame, in the slider's order.
+        start: The number of the frame that it opens with.
         label: What the slider changes.
         alt: Describes the figure for one value in words.
         show: Writes one value.
@@ -81,6 +82,7 @@ class Explorer:
 
     draw: Callable[[Any], Figure]
     values: tuple[Any, ...]
+    start: int
     label: str
     alt: Callable[[Any], str]
     show: Callable[[Any], str]
@@ -91,10 +93,8 @@ class Explorer:
 
     def _repr_html_(self) -> str:
         frames = "\n".join(self.frames)
-        return (
-            f'<div class="explore" data-label="{escape(self.label)}">\n<style>{_STYLE}</style>\n'
-            f"{frames}\n<script>{_SCRIPT}</script>\n</div>"
-        )
+        head = f'<div class="explore" data-label="{escape(self.label)}" data-start="{self.start}">'
+        return f"{head}\n<style>{_STYLE}</style>\n{frames}\n<script>{_SCRIPT}</script>\n</div>"
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
         bundle: dict[str, Any] = {"text/plain": repr(self), "text/html": self._repr_html_()}
@@ -106,17 +106,18 @@ class Explorer:
         """The same control as a widget, which draws again for every value the reader picks."""
         import ipywidgets
 
+        opening = self.values[self.start]
         options: dict[str, Any] = {"description": self.label, "continuous_update": False}
         if not all(isinstance(value, Real) for value in self.values):
             shown = [(self.show(value), value) for value in self.values]
-            slider = ipywidgets.SelectionSlider(options=shown, **options)
+            slider = ipywidgets.SelectionSlider(options=shown, value=opening, **options)
         else:
-            options |= {"value": self.values[0], "min": min(self.values), "max": max(self.values), "readout": False}
+            options |= {"value": opening, "min": min(self.values), "max": max(self.values), "readout": False}
             if all(isinstance(value, Integral) for value in self.values):
                 slider = ipywidgets.IntSlider(**options)
             else:
                 slider = ipywidgets.FloatSlider(step=(options["max"] - options["min"]) / 120 or 1, **options)
-        picture = ipywidgets.HTML(self.frames[0])
+        picture = ipywidgets.HTML(self.frames[self.start])
 
         def redraw(change: dict[str, Any]) -> None:
             picture.value = _frame(self.draw, change["new"], self.label, self.alt, self.show)
@@ -132,6 +133,7 @@ def explore(
     label: str,
     alt: str | Callable[[Any], str],
     fmt: str | None = None,
+    start: Any = None,
 ) -> Explorer:
     """Turn a function that draws into a slider.
 
@@ -143,12 +145,14 @@ def explore(
         alt: What the figure shows in words, for those who do not see it: a function of the value, or a format
             string such as `"The attacked image at ε = {:g}"`.
         fmt: How a value is written, a format string; `{:g}` for numbers and `{}` for anything else by default.
+        start: The one of `values` that the control opens with; None for the first.
 
     Returns:
         The control. Leave it as the last expression of a cell.
 
     Raises:
-        ValueError: There are no values or too many, a text is empty, or `draw` returns something else than a figure.
+        ValueError: There are no values or too many, `start` is none of them, a text is empty, or `draw` returns
+            something else than a figure.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -164,13 +168,15 @@ def explore(
         raise ValueError(
             f"got {len(values)} values, expected 1 to {MAX_FRAMES}: each is a stored picture, so pick a telling few"
         )
+    if start is not None and start not in values:
+        raise ValueError(f"got start={start!r}, expected one of the values: {values}")
     if not label.strip():
         raise ValueError("got an empty label, expected the name of what the slider changes")
     if fmt is None:
         fmt = "{:g}" if all(isinstance(value, Real) for value in values) else "{}"
     describe = alt.format if isinstance(alt, str) else alt
     frames = tuple(_frame(draw, value, label, describe, fmt.format) for value in values)
-    return Explorer(draw, values, label, describe, fmt.format, frames)
+    return Explorer(draw, values, 0 if start is None else values.index(start), label, describe, fmt.format, frames)
 
 
 def _frame(

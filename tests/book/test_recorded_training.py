@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from advcourse.models import small
 from advcourse.threat import Linf
-from advcourse.training import OneCycle, PGDTraining, Standard
+from advcourse.training import OneCycle, PGDTraining, Standard, recorded
 from tools import record_training
-from tools.record_training import EXPERIMENTS, FOLDER, HIDDEN, KEPT, Training, record, recorded, tiny
+from tools.record_training import EXPERIMENTS, FOLDER, HIDDEN, KEPT, Training, record
 
 FILES = sorted(FOLDER.glob("*.json"))
 
@@ -36,7 +37,7 @@ def test_trainings_had_the_settings_of_today(name: str) -> None:
 def test_networks_that_come_along_are_small_and_those_of_the_record(key: tuple[str, str, int]) -> None:
     path = FOLDER / KEPT[key]
     assert path.stat().st_size < 200_000
-    network = tiny(hidden=HIDDEN)
+    network = small(hidden=HIDDEN)
     network.load_state_dict(load_file(path))
     x, y = record_training.data.fashion_mnist("test", n=record_training.TEST)
     clean = recorded(key[0])[key[1:]]["end"]["clean"]
@@ -46,8 +47,8 @@ def test_networks_that_come_along_are_small_and_those_of_the_record(key: tuple[s
 def test_a_small_run_goes_the_same_way_and_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, number in (("CURVE", 40), ("TEST", 100)):
         monkeypatch.setattr(record_training, name, number)
-    small = Training(Standard(), 3, 0.1, OneCycle(0.005), images=1500)
-    experiment = {"standard": small, "PGD": replace(small, method=PGDTraining(Linf(0.1), 3))}
+    brief = Training(Standard(), 3, 0.1, OneCycle(0.005), images=1500)
+    experiment = {"standard": brief, "PGD": replace(brief, method=PGDTraining(Linf(0.1), 3))}
     rows = record("small", experiment, [0], tmp_path, tmp_path / "runs")
     ends = {row["label"]: row["end"] for row in rows}
     assert ends["PGD"]["pgd"] > ends["standard"]["pgd"] + 0.1
@@ -58,3 +59,8 @@ def test_a_small_run_goes_the_same_way_and_is_not_repeated(tmp_path: Path, monke
     monkeypatch.setattr(record_training, "trained", None)
     assert record("small", experiment, [0], tmp_path, tmp_path / "runs") == rows
     assert (tmp_path / "small.json").read_text() == content
+
+
+def test_an_unknown_experiment_is_refused_with_what_there_is() -> None:
+    with pytest.raises(ValueError, match=r"got 'nothing', expected one of .*'methods'"):
+        recorded("nothing")

@@ -196,3 +196,9 @@ def test_it_says_where_it_comes_from(tmp_path: Path) -> None:
     found = record(tmp_path / "r.json")
     assert found is not None
     assert {"command", "commit", "advcourse", "torch", "processor", "threads", "seconds"} <= found.provenance.keys()
+
+
+def test_what_ships_is_found_by_name_and_nothing_else() -> None:
+    assert Recorded.bundled("ladder").images == 120
+    with pytest.raises(ValueError, match=r"got '\.\./ladder', expected one of .*'ladder'"):
+        Recorded.bundled("../ladder")

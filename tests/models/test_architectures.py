@@ -3,7 +3,7 @@ from itertools import product
 import pytest
 import torch
 
-from advcourse.models import ZOO, cnn, densenet, inception, resnet, vgg
+from advcourse.models import ZOO, cnn, densenet, inception, resnet, small, vgg
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -15,6 +15,8 @@ def test_networks_of_the_zoo_are_small(name: str) -> None:
 
 def test_networks_fit_other_images() -> None:
     assert cnn(channels=3, classes=7, size=32)(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+    network = small(3, 7, size=32, width=4, hidden=8, batch_norm=True)
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
     for build, size in product((resnet, vgg, densenet, inception), (28, 32, 45)):
         assert build(channels=3, classes=7).eval()(torch.zeros(2, 3, size, size)).shape == (2, 7)
 

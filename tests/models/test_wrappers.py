@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from torch import Tensor, nn
 
+from advcourse import models
 from advcourse.attacks import NES, PGD
 from advcourse.goals import Untargeted
 from advcourse.models import MinMax, Normalized
@@ -230,3 +231,16 @@ def test_tables_that_do_not_fit_are_refused() -> None:
             MinMax.fit(nn.Identity(), rows)
     with pytest.raises(ValueError, match=r"finite.* in column 1"):
         MinMax.fit(nn.Identity(), [[1.0, float("nan")], [2.0, 3.0]])
+
+
+def test_what_passes_through_a_counted_model() -> None:
+    model = models.Counted(network((1, 8, 8)))
+    x = images(6, (1, 8, 8)).requires_grad_()
+    with torch.no_grad():
+        model(x[:5])
+    assert (model.calls, model.images, model.gradients) == (1, 5, 0)
+    logits = model(x)
+    logits[0].sum().backward(retain_graph=True)
+    logits.sum().backward()
+    assert (model.calls, model.images, model.gradients) == (2, 11, 12)
+    assert torch.equal(logits, model.model(x))

@@ -30,7 +30,7 @@ def train(
     model: Annotated[
         str,
         typer.Option(
-            help="cnn, resnet, vgg, densenet, inception; or, for a GPU, preactresnet18 (11 million parameters) or "
+            help="small, cnn, resnet, vgg, densenet, inception; or, for a GPU, preactresnet18 (11 million parameters) or "
             "wide_resnet (WRN-34-10, 46 million)."
         ),
     ] = "cnn",

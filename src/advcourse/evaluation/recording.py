@@ -22,11 +22,13 @@ from .. import __version__
 from ..ascent import State
 from ..attacks import Attack
 from ..contract import Model, check_goal, check_number
-from ..files import write_whole
+from ..files import ASSETS, write_whole
 from ..goals import Goal, Untargeted
 from .accuracy import predict
 from .landscape import loss_change
 from .transfer import right_everywhere
+
+FOLDER = ASSETS / "transfer"
 
 Unit = tuple[int, int, str, str]
 """The piece of work that is done whole or not at all, of a batch, a seed, an attack and a surrogate."""
@@ -60,6 +62,22 @@ class Recorded:
             return cls(document["settings"], document["provenance"], tuple(document["rows"]))
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path} holds no recorded transfer: {error!r}") from error
+
+    @classmethod
+    def bundled(cls, name: str) -> "Recorded":
+        """One of the experiments that ship with the package, as `make experiments` wrote them down.
+
+        Raises:
+            ValueError: for an unknown name; the message lists what there is.
+
+        Example:
+            >>> Recorded.bundled("ladder").images
+            120
+        """
+        path = FOLDER / f"{name}.json"
+        if not path.exists():
+            raise ValueError(f"got {name!r}, expected one of {sorted(path.stem for path in FOLDER.glob('*.json'))}")
+        return cls.load(path)
 
     @cached_property
     def images(self) -> int:

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..data import CIFAR_MEAN, CIFAR_STD, FASHION_MEAN, FASHION_STD
 from ..files import read_verified, sha256, write_whole
-from .architectures import cnn, densenet, inception, resnet, vgg
+from .architectures import cnn, densenet, inception, resnet, small, vgg
 from .large import preactresnet18, wide_resnet
 from .wrappers import Normalized
 
@@ -36,6 +36,7 @@ IMAGES: dict[str, Images] = {
 
 NETWORKS: dict[str, Callable[[Images], nn.Module]] = {
     "cnn": lambda images: cnn(images.channels, size=images.size),
+    "small": lambda images: small(images.channels, size=images.size),
     "resnet": lambda images: resnet(images.channels),
     "vgg": lambda images: vgg(images.channels),
     "densenet": lambda images: densenet(images.channels),

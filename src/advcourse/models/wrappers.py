@@ -1,6 +1,6 @@
 """Models around models."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -134,3 +134,38 @@ def _table(rows: Any) -> Tensor:
     if table.ndim != 2 or table.numel() == 0:
         raise ValueError(f"a table must be a non-empty array of rows (N, D), got shape {tuple(table.shape)}")
     return table
+
+
+class Counted(nn.Module):
+    """A model that counts what passes through it: what an attack costs, whatever the attack says.
+
+    Args:
+        model: what answers with logits (N, K).
+
+    Attributes:
+        calls: forward passes, of however many images.
+        images: images that went forward.
+        gradients: images whose gradient came back.
+
+    Example:
+        >>> counted = Counted(nn.Linear(4, 2))
+        >>> counted(torch.zeros(8, 4)).sum().backward()
+        >>> counted.calls, counted.images, counted.gradients
+        (1, 8, 8)
+    """
+
+    def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self.calls = self.images = self.gradients = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.images += len(x)
+        logits = self.model(x)
+        if logits.requires_grad:
+            logits.register_hook(self._returned)
+        return logits
+
+    def _returned(self, gradient: Tensor) -> None:
+        self.gradients += len(gradient)

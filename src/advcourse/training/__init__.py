@@ -8,6 +8,7 @@ from .logs import JsonLines, Log, TensorBoard
 from .loop import SGD, train
 from .methods import TRADES, Method, PGDTraining, Previous, Ramped, Standard, Uniform, Zero
 from .monitors import Action, CatastrophicOverfitting, EarlyStopping, Overfitted
+from .recorded import recorded
 from .schedules import Constant, Cyclic, OneCycle, Piecewise
 
 __all__ = [
@@ -40,5 +41,6 @@ __all__ = [
     "Uniform",
     "Zero",
     "engine",
+    "recorded",
     "train",
 ]
