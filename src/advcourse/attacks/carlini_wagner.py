@@ -20,11 +20,11 @@ from .minimum_norm import Nearest
 class CarliniWagner(Attack):
     """The L2 attack of Carlini & Wagner (2017, sections V and VI): the nearest image with a margin of `confidence`.
 
-    Adam minimises, over w, ::
+    Adam minimises, over v, ::
 
-        |x(w) − x_0|² + c · max(confidence − margin(x(w)), 0),    x(w) = (tanh(w) + 1) / 2
+        |x(v) − x_0|² + c · max(confidence − margin(x(v)), 0),    x(v) = (tanh(v) + 1) / 2
 
-    where tanh keeps x(w) inside the box. Every image has a c of its own. It begins at `initial_c`; a search that
+    where tanh keeps x(v) inside the box. Every image has a c of its own. It begins at `initial_c`; a search that
     succeeds takes it down, half-way to the largest value that failed, and one that fails takes it up, half-way to the
     smallest that succeeded or tenfold.
 
@@ -43,7 +43,7 @@ class CarliniWagner(Attack):
     Args:
         steps: Adam steps of one search.
         search_steps: searches.
-        step_size: Adam's learning rate, in the space of w.
+        step_size: Adam's learning rate, in the space of v.
         initial_c: the weight of the margin in the first search.
         confidence: κ, the margin (in logits) that counts as success.
         abort_early: end an image's search when its objective has not fallen by 0.01 % within a tenth of the `steps`.
@@ -89,18 +89,18 @@ class CarliniWagner(Attack):
             hit = torch.zeros_like(clean.fooled)
             rows = (~clean.fooled).nonzero().squeeze(1)
             slope, center, last = clean[rows], wide[rows], c[rows] * (self.confidence - clean.loss[rows])
-            w = ((2 * center - 1) * 0.999999).atanh()  # without the factor it is infinite at 0 and 1
-            image, mean, square = (w.tanh() + 1) / 2, torch.zeros_like(w), torch.zeros_like(w)
+            v = ((2 * center - 1) * 0.999999).atanh()  # without the factor it is infinite at 0 and 1
+            image, mean, square = (v.tanh() + 1) / 2, torch.zeros_like(v), torch.zeros_like(v)
             for step in range(1, self.steps + 1):
                 if len(rows) == 0:
                     break
                 descent = 2 * (image - center) - per_image(c[rows], image) * slope.gradient
-                descent *= 2 * image * (1 - image)  # dx/dw
+                descent *= 2 * image * (1 - image)  # dx/dv
                 mean.lerp_(descent, 0.1)
                 square.lerp_(descent.square(), 0.001)
                 rate = self.step_size / (1 - 0.9**step)
-                w -= rate * mean / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
-                image = (w.tanh() + 1) / 2
+                v -= rate * mean / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+                image = (v.tanh() + 1) / 2
                 points = image.to(x.dtype)
                 if step < self.steps:
                     met = slope = gradient(points, rows)
@@ -115,6 +115,6 @@ class CarliniWagner(Attack):
                 if self.abort_early and step % window == 0:
                     pays = objective <= 0.9999 * last
                     rows, slope, last = rows[pays], slope[pays], objective[pays]
-                    w, image, mean, square, center = (part[pays] for part in (w, image, mean, square, center))
+                    v, image, mean, square, center = (part[pays] for part in (v, image, mean, square, center))
             low, high = torch.where(hit, low, low.maximum(c)), torch.where(hit, high.minimum(c), high)
             c = torch.where(high < torch.inf, (low + high) / 2, (10 * c).clamp(max=1e10))
