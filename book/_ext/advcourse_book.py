@@ -45,6 +45,15 @@ def offer_text(app: Sphinx, page: str, template: str, context: dict[str, Any], d
                 break
 
 
+def hide_repository(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """The repository holds the assignments' solutions: students who came for one of these are not led there."""
+    if page.startswith("book/assignments/"):
+        leading = "launch-buttons", "source-buttons"
+        context["header_buttons"] = [each for each in context["header_buttons"] if each.get("label") not in leading]
+
+
 def number_by_file(assign: Callable[..., list[str]]) -> Callable[..., list[str]]:
     """A chapter has the number of its file, in headings, figures and equations, whichever chapters are there."""
 
@@ -77,4 +86,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     # Sphinx copies a changed stylesheet only when it writes some page: let one page always be out of date.
     app.connect("env-get-outdated", lambda app, env, added, changed, removed: ["book/index"])
     app.connect("html-page-context", offer_text, priority=900)  # after the theme, which makes its buttons at 501
+    app.connect("html-page-context", hide_repository, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -76,3 +76,8 @@ def test_stylesheets_load_nothing_from_another_host(site: Path) -> None:
     for sheet in site.glob("_static/**/*.css"):
         text = sheet.read_text(encoding="utf-8").replace('"', "").replace("'", "")
         assert not any(f"{word}{host}" in text for word in ("url(", "@import ") for host in ("http", "//")), sheet
+
+
+def test_assignments_do_not_lead_to_their_solutions(path: Path) -> None:
+    if path.parent.name == "assignments":
+        assert [link for link in read(path).links if "advcourse" in urlsplit(link).path] == []
