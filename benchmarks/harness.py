@@ -233,7 +233,7 @@ def arguments(tasks: list[Task], argv: Sequence[str] | None) -> argparse.Namespa
     add("--judged", type=int, default=128, help="images that strength is measured on")
     add("--attacks", nargs="+", default=[""], metavar="NAME", help="beginnings of names, such as fgsm pgd c&w square")
     add("--libraries", nargs="+", default=list(LIBRARIES), choices=LIBRARIES, metavar="NAME", help=", ".join(LIBRARIES))
-    add("--models", nargs="+", default=["cnn"], choices=list(models.ZOO))
+    add("--models", nargs="+", default=["cnn"], choices=list(models.BUNDLED))
     add("--threads", type=int, default=1)
     add("--quick", action="store_true", help="seconds instead of minutes: few images, few steps, one round")
     add("--output", type=Path, help="folder for the tables; benchmarks/results if nothing was left out")

@@ -3,6 +3,8 @@
 import gc
 import math
 import random
+import re
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -16,7 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from advcourse.attacks import APGD, FGSM, PGD, Attack, CarliniWagner, DeepFool
-from advcourse.contract import check_fraction, check_number, evaluating, modules_of
+from advcourse.contract import TrainingMode, check_fraction, check_number, evaluating, modules_of
+from advcourse.evaluation import accuracy, robust_accuracy
 from advcourse.goals import Targeted, Toward, Untargeted, dlr, margin
 from advcourse.threat import L2, Linf
 
@@ -420,3 +423,101 @@ def test_randomness_is_the_generator_s() -> None:
     used = rng(5)
     attack(MODEL, X, labels, generator=used)
     assert not torch.equal(attack(MODEL, X, labels, generator=used), first)
+
+
+class Moody(nn.Module):
+    """Answers otherwise in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Dropout(0.9), network((5,)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def test_a_function_hides_the_mode_of_its_network_and_somebody_says_so() -> None:
+    hidden = Moody()
+
+    def model(x: Tensor) -> Tensor:
+        return hidden(x)
+
+    with pytest.warns(TrainingMode, match="a function around hidden, which is in training mode"):
+        FGSM(Linf(0.1))(model, X, Y)
+    assert hidden.training
+    hidden.eval()
+    plain = network((5,)).train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FGSM(Linf(0.1))(model, X, Y)
+        FGSM(Linf(0.1))(lambda x: plain(x), X, Y)  # nothing in it depends on its mode
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda x: x[:, 0], "got (4,): wrap the network in a module that makes two of one"),
+        (lambda x: x[:, :1], "got (4, 1): wrap the network in a module that makes two of one"),
+        (lambda x: (x,), "got tuple"),
+    ],
+)
+def test_what_to_do_with_one_number_is_said_where_it_helps(answer: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)) as error:
+        FGSM(Linf(0.1))(answer, X, Y)
+    assert ("wrap" in words) == ("wrap" in str(error.value))
+
+
+def test_one_number_becomes_two_as_the_message_says() -> None:
+    z = MODEL(X)[:, 0]
+    p = z.sigmoid()
+    labels = (z > 0).long()
+    assert torch.equal(torch.stack([0 * z, z], 1).argmax(1), labels)
+    assert torch.equal(torch.stack([1 - p, p], 1).log().argmax(1), labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "remedy"),
+    [
+        (Y.int(), "pass y.long()"),
+        (Y.tolist(), "pass torch.as_tensor(y)"),
+        (Y.numpy(), "pass torch.as_tensor(y)"),
+        (Y[0], "one image is x[None] with y[None]"),
+    ],
+)
+def test_everyday_labels_are_refused_with_the_remedy(labels: Any, remedy: str) -> None:
+    refused(FGSM(Linf(0.1)), MODEL, X, labels, remedy)
+
+
+def test_a_seed_is_no_generator() -> None:
+    with pytest.raises(ValueError, match=r"got 0: torch\.Generator\(\)\.manual_seed\(0\)"):
+        PGD(Linf(0.1))(MODEL, X, Y, generator=0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("loss", [nn.functional.cross_entropy, nn.CrossEntropyLoss(reduction="none")])
+def test_torch_s_losses_take_something_else(loss: Any) -> None:
+    with pytest.raises(ValueError, match=r"a loss takes \(logits, goal\) .* of torch: there are goals.cross_entropy"):
+        PGD(Linf(0.1), loss=loss)
+
+
+def test_an_estimator_is_no_model() -> None:
+    class Forest:
+        def predict(self, rows: Any) -> Any: ...
+
+    for call in (lambda: FGSM(Linf(0.1))(Forest(), X, Y), lambda: accuracy(Forest(), X, Y)):  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="got Forest: an estimator is asked through"):
+            call()
+
+
+def test_a_class_is_no_attack() -> None:
+    with pytest.raises(ValueError, match=r"got the class PGD, expected an attack, such as PGD\(Linf"):
+        robust_accuracy(MODEL, PGD, X, Y)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_the_layout_in_memory_changes_nothing(attack: Attack) -> None:
+    x = images(6, (3, 4, 5), dtype=torch.float32)
+    model = network((3, 4, 5), dtype=torch.float32)
+    y = model(x).argmax(1)
+    found = attack(model, x.contiguous(memory_format=torch.channels_last), y)
+    assert torch.equal(found, attack(model, x, y))
+    assert found.is_contiguous()

@@ -1,10 +1,14 @@
 """What every attack promises at its boundary: inputs are checked, and the model is left as it was found."""
 
+import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -12,11 +16,19 @@ from torch import Generator, Tensor, nn
 from .goals import FromTo, Goal, Loss, Untargeted
 from .threat import Ball
 
+MOODY = nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd
+"""What computes something else in training mode."""
+
 Model = Callable[[Tensor], Tensor]
 """Maps any number of images (N, ...) in [0, 1] to logits (N, K); as a rule a `torch.nn.Module` that normalises inside.
 
-A module is put into eval mode and gets its own modes back; any other callable is called as it is. Call `model.eval()`
-yourself before several threads attack one model."""
+A module is put into eval mode and gets its own modes back. Any other callable is called as it is: what is wrapped in a
+function stays in the mode that it is in, so call its `eval()` first (`TrainingMode` warns), and also before several
+threads attack one model."""
+
+
+class TrainingMode(UserWarning):
+    """What is called for a model is a function around a network in training mode, which nobody can see through it."""
 
 
 class Hyperparameters:
@@ -24,8 +36,25 @@ class Hyperparameters:
 
     def __repr__(self) -> str:
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        parts = (f"{name}={getattr(value, '__name__', repr(value))}" for name, value in values.items())
-        return f"{type(self).__name__}({', '.join(parts)})"
+        return f"{type(self).__name__}({', '.join(f'{name}={_named(value)}' for name, value in values.items())})"
+
+
+def _named(value: Any) -> str:
+    if isinstance(value, partial):
+        given = [_named(part) for part in value.args] + [
+            f"{key}={_named(part)}" for key, part in value.keywords.items()
+        ]
+        return f"partial({', '.join([_named(value.func), *given])})"
+    return str(getattr(value, "__name__", repr(value)))
+
+
+def check_model(model: Any) -> None:
+    """Raise `ValueError` unless this can be called as a model is."""
+    if not callable(model):
+        raise ValueError(
+            f"a model maps images to logits, got {type(model).__name__}: an estimator is asked through "
+            "oracles.Labels or Scores, or wrapped as models.MinMax.fit(estimator, rows)"
+        )
 
 
 def check_images(x: Tensor) -> None:
@@ -57,7 +86,9 @@ def check_goal(y_or_goal: Tensor | Goal, x: Tensor) -> Goal:
     labels = goal.labels
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != x.shape[:1]:
         got = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-        raise ValueError(f"labels must be an int64 tensor of shape ({len(x)},), one per image, got {got}")
+        raise ValueError(
+            f"labels must be an int64 tensor of shape ({len(x)},), one per image, got {got}{_remedy(labels, x)}"
+        )
     if labels.device != x.device:
         raise ValueError(f"labels are on {labels.device} and images on {x.device}: move one of them")
     if labels.min() < 0:
@@ -65,6 +96,14 @@ def check_goal(y_or_goal: Tensor | Goal, x: Tensor) -> Goal:
     if isinstance(goal, FromTo):
         check_goal(goal.source, x)
     return goal
+
+
+def _remedy(labels: Any, x: Tensor) -> str:
+    if not isinstance(labels, Tensor):
+        return ": pass torch.as_tensor(y)"
+    if labels.ndim == 0:
+        return ": one image is x[None] with y[None]"
+    return ": pass y.long()" if labels.shape == x.shape[:1] else ""
 
 
 def check_logits(logits: Tensor, rows: int, goal: Goal | None = None) -> Tensor:
@@ -75,11 +114,13 @@ def check_logits(logits: Tensor, rows: int, goal: Goal | None = None) -> Tensor:
             rule out a class), and the goal's labels are in 0..K-1.
     """
     if not isinstance(logits, Tensor) or logits.shape[:1] != (rows,) or logits.ndim != 2 or logits.shape[1] < 2:
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(
-            f"the model must return logits of shape ({rows}, K) with K >= 2, got {got}: wrap it in a function "
-            "that does (one logit z per image, shape (N,), becomes torch.stack([0 * z, z], 1))"
-        )
+        got = str(tuple(logits.shape)) if isinstance(logits, Tensor) else type(logits).__name__
+        if isinstance(logits, Tensor) and logits.shape in ((rows,), (rows, 1)):
+            got = (
+                f"{got}: wrap the network in a module that makes two of one, torch.stack([0 * z, z], 1) of a logit z "
+                "(N,), torch.stack([1 - p, p], 1).log() of a probability p (N,), after squeeze(1) if it is (N, 1)"
+            )
+        raise ValueError(f"the model must return logits of shape ({rows}, K) with K >= 2, got {got}")
     if not logits.is_floating_point():
         raise ValueError(
             f"the model must return floating point logits, got {logits.dtype}: labels alone need an oracle"
@@ -118,19 +159,51 @@ def check_ball(ball: Ball) -> None:
 
 
 def check_loss(loss: Loss) -> None:
-    """Raise `ValueError` unless this can be called."""
+    """Raise `ValueError` unless this can be called, and is none of torch's losses."""
     if not callable(loss):
         raise ValueError(f"loss must be a function such as goals.margin, got {loss!r}")
+    if isinstance(loss, nn.Module) or getattr(loss, "__module__", None) == "torch.nn.functional":
+        raise ValueError(
+            f"a loss takes (logits, goal) and is climbed, (N, K) -> (N,), got {_named(loss)} of torch: there are "
+            "goals.cross_entropy, margin, logit, po_trip and dlr"
+        )
 
 
 def private_generator(generator: Generator | None, x: Tensor) -> Generator:
-    """The caller's generator, or a fresh one seeded 0 on the device of x, so that calls repeat."""
+    """The caller's generator, or a fresh one seeded 0 on the device of x, so that calls repeat.
+
+    Raises:
+        ValueError: if it is something else than a generator, a seed say.
+    """
+    if not isinstance(generator, Generator | None):
+        raise ValueError(f"generator must be a torch.Generator, got {generator!r}: torch.Generator().manual_seed(0)")
     return torch.Generator(x.device).manual_seed(0) if generator is None else generator
 
 
 def modules_of(model: object) -> list[nn.Module]:
-    """The model and all of its parts, if it is a module; to find them takes longer than to look at their modes."""
-    return list(model.modules()) if isinstance(model, nn.Module) else []
+    """The model and all of its parts, if it is a module; to find them takes longer than to look at their modes.
+
+    Warns:
+        TrainingMode: if it is a function that names a network whose batch norm or dropout is in training mode.
+    """
+    if isinstance(model, nn.Module):
+        return list(model.modules())
+    if inspect.isfunction(model):
+        try:
+            known = inspect.getclosurevars(model)
+        except ValueError:  # one of its names has no value yet
+            return []
+        for name, value in {**known.globals, **known.nonlocals}.items():
+            if isinstance(value, nn.Module) and any(
+                part.training and isinstance(part, MOODY) for part in value.modules()
+            ):
+                warnings.warn(
+                    f"the model is a function around {name}, which is in training mode and stays in it: call "
+                    f"{name}.eval() first, or wrap it in a torch.nn.Module",
+                    TrainingMode,
+                    stacklevel=4,
+                )
+    return []
 
 
 @contextmanager

@@ -236,7 +236,8 @@ def test_some_images_without_a_start_do_not_stop_the_others(attack: HardLabel) -
     assert not goal.fooled(clean).any()
     pool = images(500, SHAPE)
     start = torch.stack([pool[int((model(pool).argmax(1) == t % 3).nonzero()[0])] for t in labels])
-    states = list(attack.iterates(Labels(Counting(model), 200), x, goal, start=start))
+    counting = Counting(model)
+    states = list(attack.iterates(Labels(lambda rows: counting(rows).argmax(1), 200), x, goal, start=start))
     assert states[-1].success.tolist() == [i in reachable for i in range(6)]
     assert torch.equal(states[-1].best[[1, 2, 5]], x[[1, 2, 5]])
     assert (states[-1].distance[reachable] < attack.norm.norm(start - x)[reachable]).all()
@@ -726,3 +727,27 @@ def test_one_image_is_as_good_as_many(attack: HardLabel) -> None:
     state = last_of(attack, Labels(metered, budget), X[:1], Y[:1])
     assert torch.equal(state.queries, metered.asked)
     assert state.success.all()
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=name)
+def test_the_layout_in_memory_changes_nothing(attack: Any) -> None:
+    x = images(6, (3, 4, 5), dtype=torch.float32)
+    model = network((3, 4, 5), dtype=torch.float32)
+    y = model(x).argmax(1)
+    strange = x.contiguous(memory_format=torch.channels_last)
+    for start in None, images(6, (3, 4, 5), seed=5, dtype=torch.float32):
+        *_, state = attack.iterates(Labels(model, 60), x, y, start=start)
+        twisted = None if start is None else start.contiguous(memory_format=torch.channels_last)
+        *_, other = attack.iterates(Labels(model, 60), strange, y, start=twisted)
+        assert torch.equal(state.best, other.best)
+        assert torch.equal(state.queries, other.queries)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=name)
+def test_a_label_that_the_target_cannot_have_is_no_success(attack: Any) -> None:
+    model = network(SHAPE, classes=4)
+    x = images(3, SHAPE)
+    beyond = torch.tensor([0, 4, 1])
+    with pytest.raises(ValueError, match=r"labels must be in 0\.\.3 for this target, got 4"):
+        attack(Labels(model, 20), x, beyond)
+    attack(Labels(lambda rows: model(rows).argmax(1), 20), x, beyond)  # labels alone do not tell how many there are

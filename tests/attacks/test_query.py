@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from advcourse.ascent import ZeroGradient
 from advcourse.attacks import NES, ZOO, Bandits, GenAttack, Queried, QueryAttack, Square
+from advcourse.attacks.query import BudgetTooSmall
 from advcourse.goals import Goal, Targeted, Untargeted
 from advcourse.oracles import Labels, Scores
 from advcourse.threat import L1, L2, Linf
@@ -568,3 +569,18 @@ def test_a_model_may_answer_in_another_precision(attack: QueryAttack, dtype: tor
         for field, value in _copies(state).items():
             assert value.dtype in (X.dtype, torch.bool, torch.int64), field
             assert not value.isnan().any(), field
+
+
+@pytest.mark.parametrize(
+    ("attack", "budget"), [(ZOO(coordinates=128), 250), (NES(Linf(0.1), directions=25), 50), (Bandits(L2(1.0)), 2)]
+)
+def test_a_budget_that_does_not_pay_for_a_step_is_no_robustness(attack: QueryAttack, budget: int) -> None:
+    x = images(3, (1, 12, 12))
+    model = network((1, 12, 12))
+    y = model(x).argmax(1)
+    with pytest.warns(BudgetTooSmall, match=f"a budget of {budget} does not pay for one step"):
+        attack(Scores(model, budget), x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", BudgetTooSmall)
+        attack(Scores(model, budget), x, (y + 1) % 3)  # fooled from the start: there was nothing to pay for
+        attack(Scores(model, 400), x, y)

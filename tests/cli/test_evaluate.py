@@ -171,12 +171,14 @@ def test_what_is_measured_is_safe_before_the_lint_begins(mine: Path, monkeypatch
         (["nowhere.at.all:load"], "nowhere.at.all:load could not be loaded: ModuleNotFoundError"),
         (["mine.py:absent"], "mine.py:absent could not be loaded: AttributeError"),
         (["mine.py:broken"], "mine.py:broken could not be loaded: RuntimeError: no weights"),
-        (["mine.py:nothing"], "mine.py:nothing does not map images of shape (1, 28, 28) to logits: TypeError"),
+        (["mine.py:nothing"], "mine.py:nothing does not map images of shape (1, 28, 28) to logits: ValueError"),
         (
             ["mine.py:tuples"],
             "mine.py:tuples does not map images of shape (1, 28, 28) to logits: ValueError: the model",
         ),
         (["cnn", "--data", "mine.npz"], "cnn does not map images of shape (3,) to logits: RuntimeError"),
+        (["cnn", "--attack", "cw"], "cw looks for the least L2 distance: give --norm l2 with it"),
+        (["cnn", "--eps", "8"], "eps 8 holds every image in [0, 1]: 8 grey levels are 8/255"),
         (["cnn", "--attack", "nonsense"], "there is no attack 'nonsense'; there are: fgsm, pgd"),
         (["cnn", "--eps", "far"], "eps must be a number such as 0.1 or 8/255, got 'far'"),
         (["cnn", "--eps", "1/0"], "eps must be a number"),
@@ -255,3 +257,26 @@ def test_warnings_of_the_attacks_come_out_once(capsys: pytest.CaptureFixture[str
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in lines] == ["warning"]
     assert "exactly zero for 9 of 9 images" in lines[0]
+
+
+def test_the_same_command_goes_on_where_it_was_interrupted(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = mine / "report.json"
+    attacks = ["--attack", "fgsm", "--attack", "pgd", "--attack", "apgd"]
+    command = [mine / "mine.py:Lead", "--data", mine / "mine.npz", "--eps", 0.05, "--norm", "linf", *attacks]
+    whole = evaluate(*command)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("advcourse.attacks.APGD.climb", interrupt)
+        result = evaluate(*command, "--json", path)
+        assert (result.exit_code, result.stderr) == (130, "interrupted; run the same command again to go on\n")
+        assert evaluate(*command).stderr.startswith("interrupted; with --json, what is done would have been kept")
+    kept = mine / "report.json.checkpoint"
+    assert kept.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("advcourse.attacks.PGD.climb", interrupt)  # it is not asked again
+        assert evaluate(*command, "--json", path).output == whole.output
+    assert not kept.exists()
+    assert [row["name"] for row in json.loads(path.read_text())["attacks"]] == ["fgsm", "pgd", "apgd"]

@@ -11,13 +11,13 @@ run = CliRunner().invoke
 
 def test_list_shows_size_and_accuracy_or_that_there_is_none(tmp_path: Path) -> None:
     lines = run(app, ["zoo", "list"]).output.splitlines()
-    assert [line.split()[0] for line in lines] == list(models.ZOO)
-    for line, name in zip(lines, models.ZOO, strict=True):
+    assert [line.split()[0] for line in lines] == list(models.BUNDLED)
+    for line, name in zip(lines, models.BUNDLED, strict=True):
         assert f"{models.card(name)['parameters']:,} parameters" in line
         assert f"accuracy {models.card(name)['accuracy']:.1%}" in line
     result = run(app, ["zoo", "list", "--folder", str(tmp_path)])
     assert result.exit_code == 0
-    assert result.output.count("not trained") == len(models.ZOO)
+    assert result.output.count("not trained") == len(models.BUNDLED)
 
 
 def test_an_unknown_model_is_refused_before_any_training(tmp_path: Path) -> None:

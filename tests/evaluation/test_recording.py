@@ -1,6 +1,7 @@
 """Recorded transfers: the verdicts are those of the attack, whatever is interrupted, shared or run again."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from advcourse.attacks import Transfer
 from advcourse.evaluation import Recorded, loss_change, record_transfer
-from advcourse.goals import Targeted
+from advcourse.goals import Targeted, margin
 from advcourse.gradients import InputDiversity
 from advcourse.threat import Linf
 
@@ -103,6 +104,7 @@ def broken(after: int) -> Linear:
                 raise Interrupted
             return super().forward(x)
 
+    Broken.__name__ = Linear.__name__  # the network that it is, but for its moods
     return Broken(A.weight.data)
 
 
@@ -202,3 +204,20 @@ def test_what_ships_is_found_by_name_and_nothing_else() -> None:
     assert Recorded.bundled("ladder").images == 120
     with pytest.raises(ValueError, match=r"got '\.\./ladder', expected one of .*'ladder'"):
         Recorded.bundled("../ladder")
+
+
+def test_other_weights_behind_the_same_name_are_noticed(tmp_path: Path) -> None:
+    record(tmp_path / "r.json")
+    other = {"a": Linear(A.weight.data * 1.01), "b": B}
+    with pytest.raises(ValueError, match="other images or networks"):
+        record(tmp_path / "r.json", surrogates=other, targets=other)
+
+
+def test_losses_print_so_that_they_can_be_told_apart(tmp_path: Path) -> None:
+    attack = {"m": Transfer(Linf(0.2), steps=3, loss=partial(margin, kappa=0.5))}
+    found = record(tmp_path / "r.json", attacks=attack)
+    assert found is not None
+    assert "loss=partial(margin, kappa=0.5)" in found.settings["attacks"]["m"]
+    nameless = {"m": Transfer(Linf(0.2), steps=3, loss=lambda logits, goal: margin(logits, goal))}
+    with pytest.raises(ValueError, match="m holds a lambda"):
+        record(tmp_path / "other.json", attacks=nameless)

@@ -1,6 +1,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Generator, Tensor
 from advcourse.ascent import State
 from advcourse.attacks import FGSM, PGD, Attack
 from advcourse.contract import Model
-from advcourse.evaluation import accuracy, correct, worst_case
+from advcourse.evaluation import Report, accuracy, correct, worst_case
 from advcourse.goals import Goal, Targeted, margin
 from advcourse.threat import L1, L2, Ball, Linf
 
@@ -169,3 +170,84 @@ def test_what_is_no_image_and_what_is_no_label_is_refused() -> None:
         worst_case(MODEL, {"beyond": beyond}, X, Y)  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="goal"):
         worst_case(MODEL, {}, X, Targeted(Y))  # type: ignore[arg-type]
+
+
+class Interrupted(Exception):
+    pass
+
+
+@dataclass(frozen=True)
+class Broken(Attack):
+    """An attack in which somebody presses a key."""
+
+    def climb(self, model: Model, x: Tensor, goal: Goal, generator: Generator) -> Iterator[State]:
+        raise Interrupted
+        yield
+
+
+def same(one: object, other: object) -> bool:
+    return all(
+        torch.equal(value, vars(other)[key]) if isinstance(value, Tensor) else value == vars(other)[key]
+        for key, value in vars(one).items()
+    )
+
+
+@pytest.mark.parametrize("generator", [False, True])
+def test_an_interrupted_evaluation_goes_on_after_the_last_attack(tmp_path: Path, generator: bool) -> None:
+    path = tmp_path / "evaluation.checkpoint"
+    x = images(20, (3, 8, 8))
+    model = network((3, 8, 8))
+    y = model(x).argmax(1)
+    weak, strong = FGSM(Linf(0.02)), PGD(Linf(0.05), steps=5)
+
+    def run(attacks: dict[str, Attack], path: Path | None) -> Report:
+        return worst_case(model, attacks, x, y, Linf(0.05), generator=rng() if generator else None, checkpoint=path)
+
+    whole = run({"PGD": strong, "FGSM": weak, "again": strong}, None)
+    with pytest.raises(Interrupted):
+        run({"PGD": strong, "FGSM": weak, "again": Broken()}, path)
+    assert same(run({"PGD": strong, "FGSM": weak, "again": strong}, path), whole)
+    assert not path.exists()
+
+
+def test_a_checkpoint_of_something_else_is_refused_and_left(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.checkpoint"
+    small, large = Fixed(0.15), Fixed(0.35)
+
+    def run(
+        attacks: dict[str, Attack], y: Tensor = Y, ball: Ball | None = None, random: Generator | None = None
+    ) -> None:
+        worst_case(MODEL, attacks, X, y, ball, checkpoint=path, generator=random)
+
+    with pytest.raises(Interrupted):
+        run({"small": small, "then": Broken()})
+    content = path.read_bytes()
+    for arguments, what in (
+        (({"large": large, "then": large},), "attacks"),
+        (({"renamed": small},), "attacks"),
+        (({"small": small}, 1 - Y), "images or model"),
+        (({"small": small}, Y, Linf(0.2)), "ball"),
+        (({"small": small}, Y, None, rng()), "generator"),
+    ):
+        with pytest.raises(ValueError, match=f"is of an evaluation with other {what}: remove it to start afresh"):
+            run(*arguments)  # type: ignore[arg-type]
+    assert path.read_bytes() == content
+    path.write_bytes(b"something")
+    with pytest.raises(ValueError, match="is no checkpoint of an evaluation"):
+        run({"small": small})
+
+
+@pytest.mark.parametrize(("ball", "outside"), [(L2(0.3), L2(0.5)), (L1(1.0), L1(4.0)), (Linf(8 / 255), Linf(0.046))])
+def test_in_half_precision_what_lies_far_outside_does_not_count(ball: Ball, outside: Ball) -> None:
+    x = images(20, (1, 20, 12), dtype=torch.bfloat16)
+    model = network((1, 20, 12), dtype=torch.bfloat16)
+    y = model(x).argmax(1)
+    report = worst_case(model, {"PGD": PGD(outside, steps=10)}, x, y, ball)
+    delta = (report.x_adv.double() - x.double())[report.broken_by == 0]
+    assert (ball.norm(delta) < 2 * ball.eps).all()
+    assert (ball.norm(delta) < 0.9 * outside.eps).all()
+
+
+def test_attacks_have_names() -> None:
+    with pytest.raises(ValueError, match=r"attacks must be named, as in .*, got list"):
+        worst_case(MODEL, [Fixed(0.1)], X, Y)  # type: ignore[arg-type]

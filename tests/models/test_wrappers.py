@@ -244,3 +244,11 @@ def test_what_passes_through_a_counted_model() -> None:
     logits.sum().backward()
     assert (model.calls, model.images, model.gradients) == (2, 11, 12)
     assert torch.equal(logits, model.model(x))
+
+
+def test_images_of_half_precision_stay_so() -> None:
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(9, 3)).bfloat16()
+    model = Normalized(layers, mean=0.5, std=0.25)
+    x = images(2, (1, 3, 3), dtype=torch.bfloat16)
+    assert model(x).dtype == torch.bfloat16
+    torch.testing.assert_close(model(x), layers((x - 0.5) / 0.25))

@@ -11,11 +11,11 @@ from advcourse.attacks import PGD
 from advcourse.data import fashion_mnist
 from advcourse.evaluation import accuracy, robust_accuracy
 from advcourse.files import sha256
-from advcourse.models import ZOO, zoo
+from advcourse.models import BUNDLED, zoo
 from advcourse.threat import Linf
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", BUNDLED)
 def test_bundled_networks_are_what_their_cards_say(name: str) -> None:
     model, card = models.load(name), models.card(name)
     assert not any(module.training for module in model.modules())
@@ -25,7 +25,7 @@ def test_bundled_networks_are_what_their_cards_say(name: str) -> None:
     assert card["parameters"] == sum(p.numel() for p in model.parameters())
     assert 50_000 <= card["parameters"] <= 300_000
     assert card["sha256"] == sha256((zoo.FOLDER / f"{name}.safetensors").read_bytes())
-    assert card["recipe"] == asdict(ZOO[name].recipe)
+    assert card["recipe"] == asdict(BUNDLED[name].recipe)
     assert {"name", "data", "torch", "format", "accuracy_on"} <= set(card)
     assert all(torch.equal(value.half().float(), value) for value in model.parameters())
 

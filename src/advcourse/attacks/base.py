@@ -8,7 +8,16 @@ import torch
 from torch import Generator, Tensor
 
 from ..ascent import State
-from ..contract import Hyperparameters, Model, check_goal, check_images, evaluating, modules_of, private_generator
+from ..contract import (
+    Hyperparameters,
+    Model,
+    check_goal,
+    check_images,
+    check_model,
+    evaluating,
+    modules_of,
+    private_generator,
+)
 from ..goals import Goal
 
 S = TypeVar("S")
@@ -23,8 +32,8 @@ class Attack(Hyperparameters, ABC):
         """Attack images x and return what was found.
 
         Args:
-            model: maps images (N, ...) in [0, 1] to logits (N, K). It is put in eval mode for the attack and left
-                as it was.
+            model: maps images (N, ...) in [0, 1] to logits (N, K). A module is put in eval mode for the attack and
+                left as it was; a function around a network is called as it is, whatever that network's mode.
             x: clean images (N, ...), floating point, in [0, 1].
             y_or_goal: labels (N,), int64, to get away from, or a goal such as `Targeted(t)`.
             generator: the source of all randomness; by default a private one seeded 0, so that calls repeat.
@@ -43,6 +52,7 @@ class Attack(Hyperparameters, ABC):
         self, model: Model, x: Tensor, y_or_goal: Tensor | Goal, *, generator: Generator | None = None
     ) -> Iterator[State]:
         """The same computation, one `State` at a time. Arguments and errors are those of a call."""
+        check_model(model)
         x, goal = prepared(x, y_or_goal)
         return watched(model, self.climb(model, x, goal, private_generator(generator, x)))
 
@@ -56,7 +66,13 @@ def prepared(x: Tensor, y_or_goal: Tensor | Goal) -> tuple[Tensor, Goal]:
     check_images(x)
     goal = check_goal(y_or_goal, x)
     with torch.inference_mode(False):
-        return x.detach().clone(), goal[torch.arange(len(x), device=x.device)]
+        return own_copy(x), goal[torch.arange(len(x), device=x.device)]
+
+
+def own_copy(x: Tensor) -> Tensor:
+    """A copy of images that nobody else writes to, contiguous: random numbers fill memory in order, and what a seed
+    draws must not depend on the layout of what was passed."""
+    return x.detach().clone(memory_format=torch.contiguous_format)
 
 
 def watched(model: object, states: Iterator[S]) -> Iterator[S]:

@@ -31,7 +31,7 @@ class DeepFool(Attack):
     On a linear model one step does it, at 1 + overshoot times the least distance. The paper knows no box: here each
     step is clipped to [0, 1], so where w asks for what a pixel cannot give, it takes some steps more. No step is
     shorter than 0.001 (the authors' program adds 0.0001 to each). An image is done as soon as it is fooled. A step
-    costs a pass forward and ``min(classes, K) − 1`` backward, the last iterate a pass forward.
+    costs a pass forward and ``min(classes, K) − 1`` backward, and so does the last iterate unless its batch is done.
 
     Args:
         steps: at most so many.

@@ -15,7 +15,7 @@ from ..goals import Goal
 from ..gradients import Rays, Trace
 from ..oracles import Labels, Oracle
 from ..threat import L2, Ball, Linf, per_image
-from .base import watched
+from .base import own_copy, watched
 from .query import Queried, QueryAttack
 
 
@@ -93,7 +93,7 @@ class HardLabel(QueryAttack):
                     f"start must have the shape, dtype and device of the images, {tuple(x.shape)} {x.dtype} on "
                     f"{x.device}, got {tuple(start.shape)} {start.dtype} on {start.device}"
                 )
-            start = start.detach().clone()
+            start = own_copy(start)
         return watched(asked, self._states(asked, x, goal, start, private_generator(generator, x)))
 
     def _states(

@@ -1,5 +1,6 @@
 """What attacks that may only ask have in common: an oracle, and states that say what they have cost."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -29,10 +30,15 @@ class Queried(State):
     queries: Tensor
 
 
+class BudgetTooSmall(UserWarning):
+    """The budget pays for a look at the clean images and for nothing else: it says nothing about robustness."""
+
+
 class QueryAttack(Attack):
     """An attack that sees a model through an oracle. Its class writes `climb`, which may rely on one query per image.
 
     It goes on until the image is fooled, its own steps are over, or the oracle's budget does not pay for another round.
+    `BudgetTooSmall` warns if it does not pay for the first one.
     """
 
     window: ClassVar[type[Oracle]] = Scores
@@ -84,6 +90,12 @@ class QueryAttack(Attack):
             if state.best is not best:  # a random search often stays where it is
                 best, distance = state.best, torch.where(state.success, norm(state.best - x), torch.inf)
             yield Queried(**vars(state), distance=distance, queries=oracle.queries)
+        if state.step == 0 and not state.success.all():
+            warnings.warn(
+                f"a budget of {oracle.budget} does not pay for one step of {self!r}: no image was attacked",
+                BudgetTooSmall,
+                stacklevel=4,
+            )
 
 
 def at_clean(judge: Judge, x: Tensor) -> State:

@@ -23,7 +23,7 @@ from ..contract import (
 from ..goals import Goal, Loss, Untargeted, cross_entropy
 from ..gradients import Exact
 from ..threat import Ball, open_part
-from .base import watched
+from .base import own_copy, watched
 from .deepfool import DeepFool
 
 
@@ -76,7 +76,7 @@ class Fitted(Hyperparameters, ABC):
     ) -> Iterator[Universal]:
         """The same computation, one `Universal` state at a time. Arguments and errors are those of `fit`."""
         check_images(x)
-        x = x.detach().clone()
+        x = own_copy(x)
         delta = torch.zeros_like(x[:1])
         if start is not None:
             if not isinstance(start, Tensor) or start.shape != delta.shape or not start.isfinite().all():

@@ -23,9 +23,10 @@ def evaluate(
         typer.Argument(
             metavar="MODEL",
             help="A network of the zoo (`advcourse zoo list`); the path of a NAME.safetensors that "
-            "`advcourse zoo train` or `advcourse train` wrote, with its NAME.json beside it; or your own: "
-            "file.py:function or package.module:function, which takes no argument and returns a model from images in "
-            "[0, 1] to logits.",
+            "`advcourse zoo train` or `advcourse train` wrote, with its NAME.json beside it; efficientnet_lite0 to 2 "
+            "(extra imagenet); torchvision's with their weights (resnet50@IMAGENET1K_V1, resnet50@FILE.pth); or your "
+            "own: file.py:function or package.module:function, which takes no argument and returns a model from images "
+            "in [0, 1] to logits.",
         ),
     ],
     attack: Annotated[
@@ -58,7 +59,13 @@ def evaluate(
         int | None, typer.Option("--n", min=1, help="How many images, from the first; 200 by default.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the attacks' randomness.")] = 0,
-    report: Annotated[Path | None, typer.Option("--json", help="Write everything to this file, too.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--json",
+            help="Write everything to this file, too. Until then a file beside it keeps the attacks that are done.",
+        ),
+    ] = None,
     min_robust: Annotated[
         float | None, typer.Option(min=0, max=1, help="Exit with 1 if less than this fraction withstands.")
     ] = None,
@@ -74,7 +81,9 @@ def evaluate(
     and let `--lint` look for the usual ways to be fooled. The 95 % interval tells where the number would lie with more
     images; 200 leave several points open.
 
-    Exit codes: 0 fine, 1 less robust than `--min-robust`, 2 nothing could be measured.
+    Interrupt it when you like: with `--json`, the same command goes on after the last attack that was done.
+
+    Exit codes: 0 fine, 1 less robust than `--min-robust`, 2 nothing could be measured, 130 interrupted.
 
     ```text
     advcourse evaluate cnn
@@ -90,7 +99,7 @@ def evaluate(
     from ..evaluation import worst_case
     from ..files import write_whole
     from ..threat import L1, L2, Ball, Linf
-    from .inputs import read_attacks, read_eps, read_images, read_model
+    from .inputs import read_attacks, read_ball, read_images, read_model
     from .progress import watched
 
     document: dict[str, Any] = {"advcourse": __version__, "model": model, "data": str(data or "Fashion-MNIST test")}
@@ -99,9 +108,10 @@ def evaluate(
         if report is not None:
             write_whole(report, (json.dumps(document, indent=2) + "\n").encode())
 
-    with one_line("interrupted"):
+    again = "run the same command again to go on" if report else "with --json, what is done would have been kept"
+    with one_line(f"interrupted; {again}"):
         balls: dict[Norm, type[Ball]] = {Norm.linf: Linf, Norm.l2: L2, Norm.l1: L1}
-        ball = balls[norm](read_eps(eps))
+        ball = read_ball(balls[norm], eps)
         attacks = read_attacks(attack, ball, steps)
         x, y = read_images(data, n)
         network = read_model(model, x)
@@ -109,7 +119,8 @@ def evaluate(
             report.parent.mkdir(parents=True, exist_ok=True)  # fails now and not after the attacks
         generator = torch.Generator().manual_seed(seed)
         with watched(attacks) as shown:
-            result = worst_case(network, shown, x, y, ball, generator=generator)
+            kept = report and report.with_name(f"{report.name}.checkpoint")
+            result = worst_case(network, shown, x, y, ball, generator=generator, checkpoint=kept)
         typer.echo(str(result))
         document |= {"seed": seed, **result.as_dict()}
         save()  # before the lint, which may take a while

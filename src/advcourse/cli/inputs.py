@@ -25,7 +25,7 @@ from ..evaluation import auto_attack, predict
 from ..goals import dlr
 from ..gradients import RAP
 from ..models.catalogue import load_trained
-from ..threat import Ball
+from ..threat import L2, Ball, Linf
 
 ATTACKS: dict[str, Callable[[Ball], Attack]] = {
     "fgsm": FGSM,
@@ -50,6 +50,8 @@ def read_attack(name: str, ball: Ball, steps: int | None) -> Attack:
     """The attack of that name; `steps` in place of its own, if it takes steps."""
     if name not in ATTACKS:
         raise ValueError(f"there is no attack {name!r}; there are: {', '.join(ATTACKS)}, auto")
+    if name in ("cw", "deepfool") and not isinstance(ball, L2):
+        raise ValueError(f"{name} looks for the least L2 distance: give --norm l2 with it")
     return _with_steps(ATTACKS[name](ball), steps)
 
 
@@ -94,12 +96,20 @@ def read_eps(text: str) -> float:
         raise ValueError(f"eps must be a number such as 0.1 or 8/255, got {text!r}") from None
 
 
+def read_ball(kind: type[Ball], text: str) -> Ball:
+    """A ball of that radius; in Linf one of more than 1 would hold every image, and was meant in grey levels."""
+    ball = kind(read_eps(text))
+    if isinstance(ball, Linf) and ball.eps > 1:
+        raise ValueError(f"eps {text} holds every image in [0, 1]: {text} grey levels are {text}/255")
+    return ball
+
+
 def read_model(text: str, x: Tensor) -> Model:
     """A model of the zoo, of a file that `advcourse zoo train` or `advcourse train` wrote, of torchvision, of the extra
     `imagenet`, or of an engineer's own factory, after trying it on an image of x."""
     path, (place, colon, name) = Path(text), text.rpartition(":")
     model: Any
-    if text in models.ZOO:
+    if text in models.BUNDLED:
         model = models.load(text)
     elif text in LITE:
         model = models.efficientnet_lite(LITE.index(text))
@@ -107,7 +117,7 @@ def read_model(text: str, x: Tensor) -> Model:
         architecture, _, weights = text.partition("@")
         model = models.torchvision(architecture, None if weights == "untrained" else weights)
     elif path.suffix == ".safetensors":
-        model = models.load(path.stem, path.parent) if path.stem in models.ZOO else load_trained(path)
+        model = models.load(path.stem, path.parent) if path.stem in models.BUNDLED else load_trained(path)
     elif colon:
         try:  # it is somebody else's code: whatever it raises, the answer is one line
             factory = getattr(_module(place), name)
@@ -116,16 +126,17 @@ def read_model(text: str, x: Tensor) -> Model:
             raise ValueError(f"{text} could not be loaded: {_one_line(error)}") from error
     else:
         raise ValueError(
-            f"there is no model {text!r}: give a name of the zoo ({', '.join(models.ZOO)}), the path of a checkpoint "
-            "NAME.safetensors with its NAME.json beside it, a function of your own as file.py:function or "
+            f"there is no model {text!r}: give a name of the zoo ({', '.join(models.BUNDLED)}), the path of a "
+            "checkpoint NAME.safetensors with its NAME.json beside it, a function of your own as file.py:function or "
             f"package.module:function, {', '.join(LITE)}, or a network of torchvision with its weights, as "
             "resnet50@DEFAULT"
         )
     try:
         predict(model, x[:1])
     except Exception as error:
+        wrap = ": wrap it as models.MinMax.fit(estimator, rows)" if hasattr(model, "predict_proba") else ""
         raise ValueError(
-            f"{text} does not map images of shape {tuple(x.shape[1:])} to logits: {_one_line(error)}"
+            f"{text} does not map images of shape {tuple(x.shape[1:])} to logits: {_one_line(error)}{wrap}"
         ) from error
     return model
 

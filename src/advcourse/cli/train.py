@@ -30,8 +30,8 @@ def train(
     model: Annotated[
         str,
         typer.Option(
-            help="small, cnn, resnet, vgg, densenet, inception; or, for a GPU, preactresnet18 (11 million parameters) or "
-            "wide_resnet (WRN-34-10, 46 million)."
+            help="small, cnn, resnet, vgg, densenet, inception; or, for a GPU, preactresnet18 (11 million parameters) "
+            "or wide_resnet (WRN-34-10, 46 million)."
         ),
     ] = "cnn",
     method: Annotated[Way, typer.Option(help="Each with its paper's settings.")] = Way.fast,
@@ -86,10 +86,10 @@ def train(
     from ..training import CatastrophicOverfitting, Crop, JsonLines, Log, Mirror, TensorBoard, engine
     from ..training import train as fit
     from ..training.published import PUBLISHED
-    from .inputs import read_eps
+    from .inputs import read_ball
 
     with one_line("interrupted; run the same command again to go on from the last epoch"):
-        ball = Linf(read_eps(eps or ("0.1" if data is Data.fashion else "8/255")))
+        ball = read_ball(Linf, eps or ("0.1" if data is Data.fashion else "8/255"))
         recipe = PUBLISHED[method](ball)
         network = build(model, data, seed)
         load = partial(sets.fashion_mnist if data is Data.fashion else sets.cifar10, root=root)

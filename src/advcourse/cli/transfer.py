@@ -91,11 +91,11 @@ def transfer(
     from ..evaluation import predict, record_transfer
     from ..goals import FromTo, cross_entropy, logit, margin, po_trip
     from ..threat import Linf
-    from .inputs import processes, read_eps, read_model, read_photographs, read_steps, read_transfer
+    from .inputs import processes, read_ball, read_eps, read_model, read_photographs, read_steps, read_transfer
 
     losses = {LossName.ce: cross_entropy, LossName.logit: logit, LossName.potrip: po_trip, LossName.margin: margin}
     with one_line("interrupted; run the same command again to go on"):
-        steps, ball = read_steps(at), Linf(read_eps(eps))
+        steps, ball = read_steps(at), read_ball(Linf, eps)
         settings = {"steps": steps[-1], "step_size": read_eps(step_size), "batch_size": batch_size}
         reverse = {"eps": rap_eps and read_eps(rap_eps), "steps": rap_steps, "start": late_start}
         attacks = {
@@ -112,6 +112,7 @@ def transfer(
             drawn = torch.randint(classes - 1, y.shape, generator=torch.Generator().manual_seed(0))
             sought = drawn + (drawn >= y)
         out.parent.mkdir(parents=True, exist_ok=True)  # fails now and not after an hour
+        told = "read from" if out.exists() else "written to"
         here = processes()
         for network in networks.values():
             if isinstance(network, nn.Module):
@@ -132,4 +133,4 @@ def transfer(
             share=(here.process_index, here.num_processes),
         )
     if recorded is not None:
-        typer.echo(f"{recorded}\nwritten to {out}")
+        typer.echo(f"{recorded}\n{told} {out}")

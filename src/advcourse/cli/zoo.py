@@ -15,9 +15,9 @@ def list_(
     folder: Annotated[Path | None, typer.Option(help="Where the networks are; the bundled ones by default.")] = None,
 ) -> None:
     """List the networks with their size and their accuracy on the bundled test images."""
-    from ..models.zoo import FOLDER, ZOO, card
+    from ..models.zoo import BUNDLED, FOLDER, card
 
-    for name in ZOO:
+    for name in BUNDLED:
         try:
             known = card(name, folder or FOLDER)
         except FileNotFoundError:
@@ -39,12 +39,12 @@ def train(
     Interrupt it when you like and run it again: it goes on where the last epoch ended. The same seed gives the same
     bits on the same machine. Load the result with `models.load(NAME, folder)`.
     """
-    from ..models.zoo import ZOO, entry
+    from ..models.zoo import BUNDLED, entry
     from ..training.zoo import train_entry
 
     with one_line("interrupted; run the same command again to go on from the last epoch"):
-        for name in names or list(ZOO):
+        for name in names or list(BUNDLED):
             entry(name)
-        for name in names or list(ZOO):
+        for name in names or list(BUNDLED):
             card = train_entry(name, out, root)
             typer.echo(f"{name}: accuracy {card['accuracy']:.2%}, written to {out / name}.safetensors")

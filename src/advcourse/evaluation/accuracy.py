@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..attacks import Attack
-from ..contract import Model, check_goal, check_images, evaluating, logits_of, modules_of
+from ..contract import Model, check_goal, check_images, check_model, evaluating, logits_of, modules_of
 from ..goals import Goal
 
 
@@ -22,6 +22,7 @@ def predict(model: Model, x: Tensor, batch_size: int = 512, goal: Goal | None = 
     Raises:
         ValueError: if the model's answers are not as an attack demands them.
     """
+    check_model(model)
     with evaluating(modules_of(model)), torch.no_grad():
         return logits_of(model, x, goal, batch_size)
 
@@ -69,6 +70,8 @@ def robust_accuracy(model: Model, attack: Attack, x: Tensor, y: Tensor, *, gener
         >>> robust_accuracy(models.load("cnn"), PGD(Linf(0.1), steps=10), *data.fashion_mnist("test", n=50)) < 0.2
         True
     """
+    if isinstance(attack, type):
+        raise ValueError(f"got the class {attack.__name__}, expected an attack, such as {attack.__name__}(Linf(0.1))")
     return accuracy(model, attack(model, x, y, generator=generator), y)
 
 

@@ -25,6 +25,7 @@ from ..contract import Model, check_goal, check_number
 from ..files import ASSETS, write_whole
 from ..goals import Goal, Untargeted
 from .accuracy import predict
+from .fingerprint import fingerprint
 from .landscape import loss_change
 from .transfer import right_everywhere
 
@@ -40,7 +41,7 @@ class Recorded:
 
     Attributes:
         settings: attacks by name, surrogates, targets, `at`, seeds, radii, the rows of the images that were attacked
-            and, for a targeted goal, the labels sought.
+            and, for a targeted goal, the labels sought; and the `fingerprint` of images and networks.
         provenance: command, commit, versions, processor, seconds of all pieces together.
         rows: one for each surrogate, attack and seed.
     """
@@ -174,7 +175,7 @@ def record_transfer(
 
     Raises:
         ValueError: if the file or the pieces are of an experiment with other settings, `at` does not ascend or goes
-            beyond the attacks' steps, or no image is right with all targets.
+            beyond the attacks' steps, an attack holds a lambda, or no image is right with all targets.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -194,7 +195,7 @@ def record_transfer(
     check_number("batch_size", batch_size, 1)
     wanted = check_goal(Untargeted(y) if goal is None else goal, x)
     images = right_everywhere(targets, x, y, batch_size)
-    settings = {
+    settings: dict[str, Any] = {
         "attacks": {name: repr(attack) for name, attack in attacks.items()},
         "surrogates": list(surrogates),
         "targets": list(targets),
@@ -204,7 +205,10 @@ def record_transfer(
         "batch_size": batch_size,
         "images": images.tolist(),
         "sought": None if isinstance(wanted, Untargeted) else wanted[images].labels.tolist(),
+        "images or networks": fingerprint(x[images], y[images], *surrogates.values(), *targets.values()),
     }
+    if nameless := [name for name, text in settings["attacks"].items() if "<lambda>" in text]:
+        raise ValueError(f"{nameless[0]} holds a lambda, of which a file cannot tell what it does: define a function")
     if path.exists():
         found = Recorded.load(path)
         _check_same(path, found.settings, settings)
@@ -257,7 +261,7 @@ def _piece(
 
 
 def _check_same(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    other = [key for key in here if there.get(key) != here[key]]
+    other = [key for key in here if there.get(key, here[key]) != here[key]]  # older files have no fingerprint
     if other:
         raise ValueError(f"{path} is of an experiment with other {', '.join(other)}: remove it, or write elsewhere")
 

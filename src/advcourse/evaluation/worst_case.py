@@ -1,18 +1,24 @@
 """The worst of several attacks, image by image."""
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
 from torch import Generator, Tensor
 
 from ..attacks import APGD, Attack, Square
 from ..contract import Model, check_images
+from ..files import write_whole
 from ..goals import Untargeted, dlr, margin
 from ..threat import Ball
 from .accuracy import correct, predict, wilson_interval
+from .fingerprint import fingerprint
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,7 @@ def worst_case(
     ball: Ball | None = None,
     *,
     generator: Generator | None = None,
+    checkpoint: Path | None = None,
 ) -> Report:
     """Robust accuracy against the worst of several attacks: an image withstands if it withstands each of them.
 
@@ -129,10 +136,11 @@ def worst_case(
         ball: an image counts as broken only if what was found lies in this ball around it, up to rounding. That is how
             minimum-norm attacks take part, and what catches an attack of another radius. By default everything counts.
         generator: handed to each attack in turn; by default each has its own private one, seeded 0.
+        checkpoint: a file that is written after each attack and removed at the end. The same call goes on from it.
 
     Raises:
-        ValueError: if images, labels or the model's answers are not as an attack demands them, or if what an attack
-            returns is no image.
+        ValueError: if images, labels or the model's answers are not as an attack demands them, if what an attack
+            returns is no image, or if the checkpoint is of another evaluation.
 
     Example:
         >>> from advcourse import data, models
@@ -146,11 +154,16 @@ def worst_case(
         >>> report.robust_accuracy <= report.rows[0].robust_accuracy <= report.clean_accuracy
         True
     """
+    if not isinstance(attacks, Mapping):
+        raise ValueError(f"attacks must be named, as in {{'PGD': PGD(ball)}}, got {type(attacks).__name__}")
     held = correct(model, x, y)
     x_adv, broken_by = x.detach().clone(), torch.full_like(y, -1)
     nearest = x.new_full(x.shape[:1], -math.inf)
-    rows: list[Row] = []
-    for name, attack in attacks.items():
+    known, rows = {"x_adv": x_adv, "nearest": nearest, "broken_by": broken_by, "held": held}, list[Row]()
+    sought = {"ball": repr(ball), "images or model": fingerprint(model, x, y)} if checkpoint else {}
+    if checkpoint and checkpoint.exists():
+        rows = _resumed(checkpoint, sought, attacks, known, generator)
+    for name, attack in list(attacks.items())[len(rows) :]:
         left = held.nonzero().squeeze(1)
         if len(left):
             goal = Untargeted(y[left])
@@ -165,6 +178,12 @@ def worst_case(
             broken_by[left[broken]], held[left[broken]] = len(rows), False
         now = held.nonzero().squeeze(1)
         rows.append(Row(name, repr(attack), len(left), len(left) - len(now), _fraction(held)))
+        if checkpoint:
+            state = known if generator is None else known | {"generator": generator.get_state()}
+            done = {"sought": json.dumps(sought), "rows": json.dumps([astuple(row) for row in rows])}
+            write_whole(checkpoint, save_tensors({key: value.cpu() for key, value in state.items()}, done))
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
     return Report(ball, tuple(rows), x_adv, broken_by, held)
 
 
@@ -186,10 +205,38 @@ def auto_attack(ball: Ball) -> dict[str, Attack]:
     return {"apgd": APGD(ball), "apgd-t": APGD(ball, loss=dlr, targets=9), "square": Square(ball, steps=5000)}
 
 
+def _resumed(
+    checkpoint: Path,
+    sought: dict[str, str],
+    attacks: Mapping[str, Attack],
+    known: dict[str, Tensor],
+    generator: Generator | None,
+) -> list[Row]:
+    """The rows of a checkpoint; its tensors go into those that are known."""
+    try:
+        with safe_open(checkpoint, "pt") as file:
+            there, rows = json.loads(file.metadata()["sought"]), json.loads(file.metadata()["rows"])
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dict
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{checkpoint} is no checkpoint of an evaluation: remove it to start afresh") from error
+    other = [key for key in sought if there.get(key) != sought[key]]
+    if [row[:2] for row in rows] != [[name, repr(attack)] for name, attack in attacks.items()][: len(rows)]:
+        other.append("attacks")
+    if ("generator" in state) != (generator is not None):
+        other.append("generator")
+    if other:
+        raise ValueError(f"{checkpoint} is of an evaluation with other {', '.join(other)}: remove it to start afresh")
+    for key, value in known.items():
+        value.copy_(state[key])
+    if generator is not None:
+        generator.set_state(state["generator"])
+    return [Row(*row) for row in rows]
+
+
 def _inside(ball: Ball, tried: Tensor, x: Tensor) -> Tensor:
     # Each feature may be off by the rounding of a number near 1.
-    rounding = torch.full_like(x[:1], 2 * torch.finfo(x.dtype).eps)
-    return ball.norm(tried - x) <= ball.eps + ball.norm(rounding)
+    rounding = torch.full_like(x[:1], torch.finfo(x.dtype).eps / 2).double()
+    return ball.norm(tried.double() - x.double()) <= ball.eps + ball.norm(rounding)
 
 
 def _fraction(mask: Tensor) -> float:

@@ -69,6 +69,9 @@ class Rays:
         goal: when they are fooled.
         norm: measures distances and the length of directions, `L2` or `Linf`.
 
+    Raises:
+        ValueError: if the target is known to have no such label as the goal names.
+
     Attributes:
         best: the nearest point so far that fools (N, ...), or the clean image.
         distance: how far `best` is from x (N,): 0 if x is fooled already, infinite if nothing was found.
@@ -93,6 +96,8 @@ class Rays:
         self.found: list[tuple[Tensor, Tensor, Tensor]] = []
         self.every = torch.arange(len(x), device=x.device)
         self.fooled(x, self.every)
+        if oracle.classes is not None and goal.largest >= oracle.classes:
+            raise ValueError(f"labels must be in 0..{oracle.classes - 1} for this target, got {goal.largest}")
 
     @property
     def trace(self) -> Trace:

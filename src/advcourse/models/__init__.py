@@ -6,10 +6,10 @@ from .large import preactresnet18, wide_resnet
 from .pretrained import efficientnet_lite, torchvision
 from .surrogates import Ensemble, Ghost, ParameterNoise, Rotation
 from .wrappers import Counted, MinMax, Normalized
-from .zoo import ZOO, card, load
+from .zoo import BUNDLED, card, load
 
 __all__ = [
-    "ZOO",
+    "BUNDLED",
     "Counted",
     "Detector",
     "Ensemble",

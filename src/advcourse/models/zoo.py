@@ -58,7 +58,7 @@ class Entry:
         return network.to(memory_format=torch.channels_last)  # the faster layout for convolutions on a CPU
 
 
-ZOO: dict[str, Entry] = {
+BUNDLED: dict[str, Entry] = {
     "cnn": Entry(cnn),
     "cnn_robust": Entry(cnn, Recipe(eps=0.1)),
     "resnet": Entry(resnet),
@@ -76,9 +76,9 @@ def entry(name: str) -> Entry:
     Raises:
         ValueError: if there is none; the message lists what there is.
     """
-    if name not in ZOO:
-        raise ValueError(f"there is no model {name!r} in the zoo; there are: {', '.join(ZOO)}")
-    return ZOO[name]
+    if name not in BUNDLED:
+        raise ValueError(f"there is no model {name!r} in the zoo; there are: {', '.join(BUNDLED)}")
+    return BUNDLED[name]
 
 
 def card(name: str, folder: str | Path = FOLDER) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def load(name: str, folder: str | Path = FOLDER) -> nn.Module:
     """A trained network of the zoo, frozen and in eval mode, that maps images in [0, 1] to logits.
 
     Args:
-        name: a key of `ZOO`.
+        name: a key of `BUNDLED`.
         folder: where ``advcourse zoo train`` wrote it; the bundled networks by default.
 
     Raises:

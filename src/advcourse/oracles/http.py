@@ -23,6 +23,8 @@ class Http:
     before and charges nothing twice. Points travel as float32.
 
     The server's budget belongs to the key, and that of an oracle to an image: `usage` tells what there is to share.
+    When the key runs dry, or nobody answers any more, the attack raises what this raises; what it had found by then is
+    in the last state of its `iterates`.
 
     Args:
         url: where the server listens, such as ``http://127.0.0.1:8000``.

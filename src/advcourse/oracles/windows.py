@@ -158,10 +158,17 @@ class Labels(Oracle):
         (tensor([0, 1]), tensor([2]))
     """
 
+    classes: int | None = None
+    """How many labels there are; None as long as the target has told nothing but labels."""
+
     def _answer(self, rows: Tensor) -> Tensor:
         answer = self.target(rows) if isinstance(self.target, nn.Module) else consult(self.target, rows, "predict")
+        if hasattr(self.target, "classes_"):
+            self.classes = len(self.target.classes_)
         if not isinstance(answer, Tensor) or (answer.ndim == 2 and answer.is_floating_point()):
-            return check_logits(answer, len(rows)).argmax(1)
+            logits = check_logits(answer, len(rows))
+            self.classes = logits.shape[1]
+            return logits.argmax(1)
         if answer.shape != (len(rows),) or answer.is_floating_point() or answer.long().min() < REFUSED:
             raise ValueError(
                 f"the target must answer {len(rows)} rows with labels ({len(rows)},), integers from 0 on or -1 for a "

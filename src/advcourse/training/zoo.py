@@ -29,7 +29,7 @@ def train_entry(name: str, folder: Path, root: Path | None = None) -> dict[str, 
     training goes on where the last epoch ended.
 
     Args:
-        name: a key of `advcourse.models.ZOO`.
+        name: a key of `advcourse.models.BUNDLED`.
         folder: where NAME.safetensors and NAME.json go.
         root: the full data set, as for `advcourse.data.fashion_mnist`.
 

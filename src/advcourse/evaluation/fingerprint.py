@@ -1,0 +1,39 @@
+"""Whether images and networks are what they were when a result was written down."""
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from ..contract import Model
+
+
+def fingerprint(*parts: Tensor | Model) -> str:
+    """The SHA-256 of what tensors and networks hold; two results can only be continued, or compared, if it is equal.
+
+    Args:
+        parts: tensors, by their values; modules, by how they print and by their weights and buffers; any other
+            callable only by its name, since nothing else can be seen of it.
+
+    Example:
+        >>> layer, x = nn.Linear(2, 2), torch.zeros(1, 2)
+        >>> before = fingerprint(layer, x)
+        >>> before == fingerprint(layer, x), before == fingerprint(layer, x + 1)
+        (True, False)
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            head, tensors = "tensor", {"": part}
+        elif isinstance(part, nn.Module):
+            head, tensors = (
+                repr(part),
+                {key: value for key, value in part.state_dict().items() if torch.is_tensor(value)},
+            )
+        else:
+            head, tensors = f"{part.__module__}.{getattr(part, '__qualname__', type(part).__qualname__)}", {}
+        digest.update(head.encode())
+        for key, value in tensors.items():
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
