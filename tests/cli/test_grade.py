@@ -21,8 +21,19 @@ def test_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     submission(tmp_path / "submitted" / "ada.ipynb", double="")
     code, output = grade("hw.ipynb", "submitted", "--jobs", 1)
     assert code == 0
-    assert "1 submissions, 3.0 of 6 points on average" in output
-    assert (tmp_path / "grades" / "hw" / "grades.csv").is_file()
+    out = Path("grades") / "hw"
+    see = f"see totals.csv, grades.csv, feedback/, leaderboard.md in {out}"
+    assert f"1 submission, 3.0 of 6 points on average; {see}" in output
+    assert (out / "grades.csv").is_file()
+    submission(tmp_path / "submitted" / "bob.ipynb", count="")
+    submission(tmp_path / "submitted" / "ada.ipynb", count="")
+    _, output = grade("hw.ipynb", "submitted", "--jobs", 1)
+    assert "2 submissions" in output
+    assert "leaderboard" not in output  # nobody has a score
+
+
+def test_help_shows_the_pattern_as_it_is() -> None:
+    assert "^([^_]+)_" in grade("--help")[1].replace("\n", "")
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,51 @@ def test_an_endless_loop_costs_its_part_only(source: Path, double: str) -> None:
     assert "took longer than 2 s" in report.marks[0].reason
 
 
+@pytest.mark.parametrize("end", ["while True:\n            pass", "import os\n        os._exit(0)"])
+def test_what_ends_the_process_costs_the_tests_that_meet_it(source: Path, end: str) -> None:
+    report = examined(source, double=f"def double(x):\n    if x.ndim == 1:\n        {end}\n    return 2 * x", seconds=2)
+    assert points(report) == [1, 2, 1]
+    assert not report.marks[0].verdicts[1].reason
+
+
+FORBIDS = f"{SETUP}\n\nFORBIDDEN = ['advcourse.attacks', 'json']"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from advcourse.attacks import FGSM",
+        "from advcourse.attacks.fgsm import FGSM",
+        "from advcourse import attacks",
+        "import advcourse.attacks.fgsm as mine",
+        "import math, json",
+    ],
+)
+def test_what_is_forbidden_cannot_be_imported(tmp_path: Path, line: str) -> None:
+    source = write(
+        tmp_path / "hw.ipynb",
+        [cell(FORBIDS, ("setup",)), solution_of("double", DOUBLE), graded_by("a", "# Two\nassert double(1) == 2")],
+    )
+    inside = examined(source, double=f"def double(x):\n    {line}\n    return 2 * x")
+    assert f"is not to be used in this assignment (cell double, line 2: {line})" in inside.marks[0].reason
+    above = examined(source, double=f"{line}\n{DOUBLE}")
+    assert f"is not to be used in this assignment (cell double, line 1: {line})" in above.marks[0].reason
+    apart = examined(source, more=(cell(line),))
+    assert apart.points == 1  # somebody compared; the answer needs none of it
+
+
+def test_all_else_can_be_imported(tmp_path: Path) -> None:
+    """What needs a forbidden module itself, too."""
+    source = write(
+        tmp_path / "hw.ipynb",
+        [cell(FORBIDS, ("setup",)), solution_of("double", DOUBLE), graded_by("a", "# Two\nassert double(1) == 2")],
+    )
+    lines = (
+        "import advcourse.threat, jsonschema, math\nfrom advcourse.threat import Linf\nfrom advcourse import evaluation"
+    )
+    assert examined(source, double=f"{lines}\n{DOUBLE}").points == 1
+
+
 def test_all_together_is_limited(source: Path) -> None:
     known = read_assignment(source)
     sleep = [Cell(f"cell {k}", f"import time\ntime.sleep({1 + k / 10})") for k in range(9)]

@@ -32,8 +32,8 @@ def handed_in(tmp_path: Path) -> Path:
     return folder
 
 
-def rows(out: Path) -> list[dict[str, str]]:
-    with (out / "grades.csv").open(newline="", encoding="utf-8-sig") as file:
+def rows(out: Path, name: str = "grades.csv") -> list[dict[str, str]]:
+    with (out / name).open(newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 
@@ -75,13 +75,14 @@ def test_all_that_is_written(source: Path, handed_in: Path, tmp_path: Path, jobs
     table = rows(out)
     assert list(table[0]) == ["student", "part", "points", "max", "reason"]
     assert [tuple(row.values())[:4] for row in table[3:6]] == [
-        ("bob", "double", "1", "3"),
-        ("bob", "shift", "2", "2"),
-        ("bob", "count", "1", "1"),
+        ("bob", "1 (double)", "1", "3"),
+        ("bob", "2 (shift)", "2", "2"),
+        ("bob", "3 (count)", "1", "1"),
     ]
+    assert rows(out, "totals.csv")[1] == {"student": "bob", "points": "4", "max": "6"}
     assert table[3]["reason"] == "−2: not twice"
     told = (out / "feedback" / "bob.md").read_text(encoding="utf-8")
-    assert told.startswith("# hw: 4 of 6 points")
+    assert told.startswith("# hw: 4 of 6 points\n\n## Part 1 (double): 1 of 3\n")
     assert "✗ Values are doubled (2)\n  - `not twice`" in told
     assert "✓ The shape stays (1)" in told
     board = (out / "leaderboard.md").read_text(encoding="utf-8").splitlines()
@@ -167,7 +168,7 @@ def test_what_is_no_notebook_costs_its_student_only(source: Path, handed_in: Pat
     submission(handed_in / "two" / "b.ipynb")
     reports = grade(source, handed_in, tmp_path / "out")
     assert [reports[student].points for student in ("ada", "mallory", "two", "zip.zip")] == [6, 0, 0, 0]
-    reasons = {row["student"]: row["reason"] for row in rows(tmp_path / "out") if row["part"] == "shift"}
+    reasons = {row["student"]: row["reason"] for row in rows(tmp_path / "out") if row["part"] == "2 (shift)"}
     assert "mallory.ipynb is not a notebook" in reasons["mallory"]
     assert "2 notebooks, of which one can be graded: two/a.ipynb, two/b.ipynb" in reasons["two"]
     assert "no notebook" in reasons["zip.zip"]
@@ -192,6 +193,7 @@ def test_no_name_and_no_message_gets_out_of_its_cell(source: Path, handed_in: Pa
     out = tmp_path / "out"
     grade(source, handed_in, out)
     names = {row["student"] for row in rows(out)}
+    assert names == {row["student"] for row in rows(out, "totals.csv")}
     assert names == {"ada", "bob", "eve", '\'=HYPERLINK("a")', "eve | | 1 | mallory"}
     assert "| eve \\| \\| 1 \\| mallory |" in (out / "leaderboard.md").read_text(encoding="utf-8")
     told = (out / "feedback" / '=HYPERLINK("a").md').read_text(encoding="utf-8")

@@ -27,7 +27,8 @@ def grade(
     student: Annotated[
         str,
         typer.Option(
-            metavar="REGEX", help="What in the name of a file or folder is the student: its first group, ^([^_]+)_ say."
+            metavar="REGEX",
+            help="What in the name of a file or folder is the student: its first group, `^([^_]+)_` say.",
         ),
     ] = "(.*)",
     jobs: Annotated[int, typer.Option(min=1, help="Submissions at a time; as many as processors by default.")] = (
@@ -36,8 +37,9 @@ def grade(
 ) -> None:
     """Run each submission in a process of its own against the visible and the hidden tests of an assignment.
 
-    Writes grades.csv (student, part, points, max, reason), feedback/STUDENT.md and, if there is a contest,
-    leaderboard.md. Interrupt it when you like and run it again: what was graded, and has not changed, is kept.
+    Writes totals.csv (student, points, max), grades.csv (student, part, points, max, reason), feedback/STUDENT.md
+    and, if there is a contest, leaderboard.md. Interrupt it when you like and run it again: what was graded, and has
+    not changed, is kept.
 
     ```text
     advcourse grade hw1 submitted/ --out grades/hw1 --jobs 4
@@ -57,8 +59,10 @@ def grade(
     for refused in dict.fromkeys(refused for report in reports.values() for refused in report.refused):
         typer.echo(f"warning: on this system, {refused} by a submission", err=True)
     points = [report.points for report in reports.values()]
-    most = sum(mark.max for mark in next(iter(reports.values())).marks)
+    written = ["totals.csv", "grades.csv", "feedback/"]
+    if any(report.scores for report in reports.values()):
+        written.append("leaderboard.md")
     typer.echo(
-        f"{len(reports)} submissions, {sum(points) / len(points):.1f} of {most:g} points on average; "
-        f"see {out}/grades.csv, {out}/feedback/ and {out}/leaderboard.md"
+        f"{len(reports)} submission{'s' * (len(reports) > 1)}, {sum(points) / len(points):.1f} of "
+        f"{next(iter(reports.values())).max:g} points on average; see {', '.join(written)} in {out}"
     )

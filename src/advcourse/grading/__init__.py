@@ -5,7 +5,7 @@ submission's cells ────────────────┴─ Remote
 """
 
 from .examine import Examiner, Mark, Report, Verdict
-from .grade import feedback, find_submissions, grade, leaderboard, table
+from .grade import feedback, find_submissions, grade, leaderboard, table, totals
 from .notebooks import Assignment, Cell, Part, Test, answers, find_assignment, read_assignment, read_notebook
 from .remote import Remote, SubmissionEnded, SubmissionError
 from .sandbox import Limits, confine
@@ -33,4 +33,5 @@ __all__ = [
     "read_assignment",
     "read_notebook",
     "table",
+    "totals",
 ]

@@ -39,9 +39,9 @@ class Mark:
     max: float
     verdicts: list[Verdict] = field(default_factory=list)
 
-    def fail(self, part: Part, reason: str) -> None:
-        """All tests of the part have failed for the same reason."""
-        self.verdicts = [Verdict(test.name, test.title, test.points, _in_a_line(reason)) for test in part.tests]
+    def add(self, test: Test, reason: str) -> None:
+        """What one more of its tests found."""
+        self.verdicts.append(Verdict(test.name, test.title, test.points, _in_a_line(reason)))
 
     @property
     def points(self) -> float:
@@ -75,12 +75,17 @@ class Report:
     def points(self) -> float:
         return sum(mark.points for mark in self.marks)
 
+    @property
+    def max(self) -> float:
+        return sum(mark.max for mark in self.marks)
+
 
 class Examiner:
     """Grades submissions of one assignment. The tests run here and the submission in another process, so neither the
     tests nor their verdict can be read or changed by what is graded.
 
-    Each part is tried with the instructor's solution of the parts before it: a mistake costs once.
+    Each part is tried with the instructor's solution of the parts before it: a mistake costs once. A student's
+    cells cannot import the modules that the set-up names in a list, `FORBIDDEN`.
 
     Args:
         assignment: with its tests.
@@ -95,9 +100,10 @@ class Examiner:
         self.names = vars(here)
 
     def __call__(self, cells: list[Cell]) -> Report:
-        """Try a student's cells. What ends the process costs the part that it happens in."""
+        """Try a student's cells. What ends the process costs the test that it happens in."""
+        parts = self.assignment.parts
         report = Report.without_marks(self.assignment)
-        left = list(zip(self.assignment.parts, report.marks, strict=True))
+        left = [(number, test) for number, part in enumerate(parts) for test in part.tests]
         wrong: list[str] = []
         deadline = time.monotonic() + self.limits.total
         try:
@@ -107,21 +113,24 @@ class Examiner:
                     if (deadly := self._run(remote, cells, wrong)) is not None:
                         cells = [cell for cell in cells if cell != deadly]
                         continue
-                    for part in self.assignment.parts[: -len(left)]:
-                        _run_all(remote, part.solution)
+                    solved = 0
                     while left and remote.alive:
-                        part, mark = left.pop(0)
-                        self._examine(remote, part, mark, wrong, report.scores)
-                        if remote.alive:
+                        number, test = left[0]
+                        for part in parts[solved:number]:
                             _run_all(remote, part.solution)
+                        solved = number
+                        reason = self._reason_to_fail(test, remote, parts[: number + 1], wrong, report.scores)
+                        report.marks[number].add(test, reason)
+                        left.pop(0)
         except SubmissionError as error:  # no time is left, or the cells have broken what all cells need
-            for part, mark in left:
-                mark.fail(part, str(error))
+            for number, test in left:
+                report.marks[number].add(test, str(error))
         return report
 
     def _run(self, remote: Remote, cells: list[Cell], wrong: list[str]) -> Cell | None:
         """Run the set-up and a student's cells there; what went wrong is noted, and the cell that ended it returned."""
         _run_all(remote, [self.assignment.setup])
+        remote.forbid(self.names.get("FORBIDDEN", ()))
         for cell in cells:
             try:
                 remote.run(cell.source, cell.label)
@@ -132,35 +141,27 @@ class Examiner:
                     return cell
         return None
 
-    def _examine(self, remote: Remote, part: Part, mark: Mark, wrong: list[str], scores: dict[str, float]) -> None:
-        """Try each test of a part."""
-        parts = self.assignment.parts
-        known = [name for each in parts[: parts.index(part) + 1] for name in each.names]
-        for test in part.tests:
-            try:
-                names = self.names | {name: remote.look_up(name) for name in known}
-                run_cell(test.source, test.title, names)
-                if test.contest and isfinite(names["score"]):
-                    scores[test.title] = float(names["score"])
-            except Exception as error:  # of the submission, or of the test when it looks at the answer
-                reason = _in_a_line(_reason(test, error, wrong))
-            else:
-                reason = ""
-            mark.verdicts.append(Verdict(test.name, test.title, test.points, reason))
+    def _reason_to_fail(
+        self, test: Test, remote: Remote, parts: Iterable[Part], wrong: list[str], scores: dict[str, float]
+    ) -> str:
+        """Try a test with what these parts define there. Why it failed; nothing if it passed."""
+        try:
+            names = self.names | {name: remote.look_up(name) for part in parts for name in part.names}
+            run_cell(test.source, test.title, names)
+            if test.contest and isfinite(names["score"]):
+                scores[test.title] = float(names["score"])
+        except AssertionError as error:
+            return str(error) or test.title
+        except SubmissionError as error:
+            return "; ".join([str(error), *(wrong if str(error).startswith("NameError") else [])])
+        except Exception as error:  # of the test, when it looks at the answer
+            return f"the answer is not of the kind that was asked for ({type(error).__name__}: {error})"
+        return ""
 
 
 def _run_all(remote: Remote, cells: Iterable[Cell]) -> None:
     for cell in cells:
         remote.run(cell.source, cell.label)
-
-
-def _reason(test: Test, error: Exception, wrong: list[str]) -> str:
-    """Why a test failed."""
-    if isinstance(error, AssertionError):
-        return str(error) or test.title
-    if isinstance(error, SubmissionError):
-        return "; ".join([str(error), *(wrong if str(error).startswith("NameError") else [])])
-    return f"the answer is not of the kind that was asked for ({type(error).__name__}: {error})"
 
 
 def _in_a_line(text: str) -> str:

@@ -5,7 +5,7 @@ import io
 import json
 import re
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
@@ -70,7 +70,7 @@ def grade(
     pattern: str = "(.*)",
     progress: bool = False,
 ) -> dict[str, Report]:
-    """Grade a folder of submissions, and write grades.csv, feedback/STUDENT.md and leaderboard.md.
+    """Grade a folder of submissions, and write totals.csv, grades.csv, feedback/STUDENT.md and leaderboard.md.
 
     A submission that was graded before is not graded again, unless it, the assignment, the limits or the libraries have
     changed. So this can be interrupted, and run again when late submissions come in.
@@ -107,7 +107,8 @@ def grade(
         except BaseException:
             pool.shutdown(cancel_futures=True)  # those that have begun, or are next, come to their end and are kept
             raise
-    _write(out / "grades.csv", "\ufeff" + table(found))  # or spreadsheets take it for another encoding
+    for name, text in ("totals.csv", totals(found)), ("grades.csv", table(found)):
+        _write(out / name, "\ufeff" + text)  # or spreadsheets take it for another encoding
     for student, report in found.items():
         _write(out / "feedback" / f"{student}.md", feedback(known, report))
     _write(out / "leaderboard.md", leaderboard(found))
@@ -130,7 +131,6 @@ def _prepare(assignment: Assignment, limits: Limits) -> None:
 def _graded(paths: list[Path], folder: Path, kept: Path) -> Report:
     """A report that is kept, if it is of the same things, or a new one. Whatever happens, others are graded."""
     assignment = _examiner.assignment
-    report = Report.without_marks(assignment)
     try:
         if len(paths) != 1:
             names = ", ".join(str(path.relative_to(folder)) for path in paths)
@@ -142,8 +142,10 @@ def _graded(paths: list[Path], folder: Path, kept: Path) -> Report:
         report = _examiner(answers(read_notebook(paths[0]), assignment))
         _write(kept, json.dumps({"of": of, "report": asdict(report)}, indent=1))
     except Exception as error:
+        report = Report.without_marks(assignment)
         for part, mark in zip(assignment.parts, report.marks, strict=True):
-            mark.fail(part, f"could not be graded: {error}")
+            for test in part.tests:
+                mark.add(test, f"could not be graded: {error}")
     return report
 
 
@@ -163,26 +165,42 @@ def _report(report: dict[str, Any]) -> Report:
     return Report(**report | {"marks": marks})
 
 
+def totals(reports: Mapping[str, Report]) -> str:
+    """Comma-separated values: student, points, max; a line for each student."""
+    return _csv(
+        ("student", "points", "max"),
+        ((student, f"{report.points:g}", f"{report.max:g}") for student, report in reports.items()),
+    )
+
+
 def table(reports: Mapping[str, Report]) -> str:
-    """Comma-separated values: student, part, points, max, reason."""
+    """Comma-separated values: student, part, points, max, reason; a line for each part."""
+    return _csv(
+        ("student", "part", "points", "max", "reason"),
+        (
+            (student, f"{number} ({mark.part})", f"{mark.points:g}", f"{mark.max:g}", mark.reason)
+            for student, report in reports.items()
+            for number, mark in enumerate(report.marks, 1)
+        ),
+    )
+
+
+def _csv(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose first column is the student, which no spreadsheet takes for a formula."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["student", "part", "points", "max", "reason"])
-    for student, report in reports.items():
-        name = (
-            f"'{student}" if student.startswith(("=", "+", "-", "@")) else student
-        )  # a spreadsheet would calculate it
-        for mark in report.marks:
-            writer.writerow([name, mark.part, f"{mark.points:g}", f"{mark.max:g}", mark.reason])
+    writer.writerow(head)
+    for student, *others in rows:
+        formula = student.startswith(("=", "+", "-", "@"))
+        writer.writerow([f"'{student}" if formula else student, *others])
     return text.getvalue()
 
 
 def feedback(assignment: Assignment, report: Report) -> str:
     """What a student is told, in Markdown."""
-    most = sum(mark.max for mark in report.marks)
-    lines = [f"# {assignment.name}: {report.points:g} of {most:g} points", ""]
-    for mark in report.marks:
-        lines += [f"## {mark.part}: {mark.points:g} of {mark.max:g}", ""]
+    lines = [f"# {assignment.name}: {report.points:g} of {report.max:g} points", ""]
+    for number, mark in enumerate(report.marks, 1):
+        lines += [f"## Part {number} ({mark.part}): {mark.points:g} of {mark.max:g}", ""]
         for verdict in mark.verdicts:
             lines.append(f"- {'✗' if verdict.reason else '✓'} {verdict.title} ({verdict.points:g})")
             if verdict.reason:

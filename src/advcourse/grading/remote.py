@@ -4,6 +4,7 @@ What goes there is pickled. What comes back is read as tensors, numbers, text an
 function that lives here stays here: the other side gets a stand-in, and a call of it comes back along the same pipe.
 """
 
+import builtins
 import io
 import linecache
 import os
@@ -14,7 +15,7 @@ import tempfile
 import time
 import traceback
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -88,6 +89,10 @@ class Remote:
     def run(self, source: str, label: str) -> None:
         """Run a cell there. Its label is what a message calls it."""
         self._ask("run", source, label)
+
+    def forbid(self, modules: Sequence[str]) -> None:
+        """From now on, cells there cannot import these modules, nor anything from them."""
+        self._ask("forbid", tuple(modules))
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """What the function of that name returns there."""
@@ -242,6 +247,25 @@ class _Far:
 
     def run(self, source: str, label: str) -> None:
         run_cell(source, label, vars(self.names))
+
+    def forbid(self, modules: tuple[str, ...]) -> None:
+        importing = builtins.__import__
+
+        def import_unless_forbidden(
+            name: str,
+            globals: Mapping[str, Any] | None = None,
+            locals: Mapping[str, Any] | None = None,
+            fromlist: Sequence[str] | None = (),
+            level: int = 0,
+        ) -> ModuleType:
+            if globals and globals.get("__name__") == NOTEBOOK:  # libraries may import what they need
+                wanted = [name, *(f"{name}.{each}" for each in fromlist or ())]
+                for module in modules:
+                    if any(f"{each}.".startswith(f"{module}.") for each in wanted):
+                        raise ImportError(f"{module} is not to be used in this assignment")
+            return importing(name, globals, locals, fromlist, level)
+
+        builtins.__import__ = import_unless_forbidden
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.value(name)(*args, **kwargs)
