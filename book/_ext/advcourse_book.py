@@ -1,6 +1,7 @@
 """What Jupyter Book 1.x leaves to do for this book."""
 
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copy2
@@ -54,6 +55,17 @@ def hide_repository(
         context["header_buttons"] = [each for each in context["header_buttons"] if each.get("label") not in leading]
 
 
+def load_late(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
+    """Pictures below the first screen are fetched after the page, which keeps their places, so that nothing jumps."""
+    files = {name: Path(app.srcdir, source) for source, name in app.builder.images.items()}
+
+    def sized(picture: re.Match[str]) -> str:
+        width, height = struct.unpack(">II", files[picture[2]].read_bytes()[16:24])  # of a PNG
+        return f'{picture[1]} loading="lazy" width="{width}" height="{height}"'
+
+    context["body"] = re.sub(r'(<img [^>]*?src="[./]*_images/([^"/]+\.png)")', sized, context.get("body", ""))
+
+
 def number_by_file(assign: Callable[..., list[str]]) -> Callable[..., list[str]]:
     """A chapter has the number of its file, in headings, figures and equations, whichever chapters are there."""
 
@@ -87,4 +99,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("env-get-outdated", lambda app, env, added, changed, removed: ["book/index"])
     app.connect("html-page-context", offer_text, priority=900)  # after the theme, which makes its buttons at 501
     app.connect("html-page-context", hide_repository, priority=900)
+    app.connect("html-page-context", load_late)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

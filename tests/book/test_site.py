@@ -1,5 +1,6 @@
 """The built book in a real browser: quiet, local, readable on a phone and in the dark, and usable without a mouse."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,3 +114,20 @@ def test_citations_show_their_entry(tab: Page, path: str) -> None:
 def test_search_finds_fgsm(tab: Page) -> None:
     tab.goto("search.html?q=FGSM")
     tab.wait_for_selector("#search-results li a")
+
+
+@on_one_screen
+@pytest.mark.parametrize("path", CHAPTERS[7:8])
+def test_pictures_come_after_the_page_and_keep_their_places(tab: Page, path: str) -> None:
+    markup = tab.request.get(path).text()
+    late = re.findall(r'<img [^>]*src="[./]*_images/[^>]*>', markup)
+    assert late
+    assert all('loading="lazy"' in picture for picture in late)
+    tab.goto(path, wait_until="networkidle")
+    sizes = tab.evaluate(
+        """[...document.querySelectorAll('article img[src*=_images]')].map(
+            image => [image.complete, +image.getAttribute('width') / image.naturalWidth,
+                      image.width / image.height / image.naturalWidth * image.naturalHeight])"""
+    )
+    assert len(sizes) == len(late)
+    assert sizes == [[True, 1, pytest.approx(1, rel=0.01)]] * len(late)
