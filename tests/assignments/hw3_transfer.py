@@ -270,7 +270,7 @@ MISTAKES = [
     mistake(
         "more passes than allowed",
         "steps=20, step_size=eps / 10",
-        "steps=50, step_size=eps / 10",
+        "steps=41, step_size=eps / 10",
         "contest-seen",
         "contest-hidden",
         "contest-better",

@@ -131,7 +131,11 @@ def test_what_ends_the_process_costs_the_tests_that_meet_it(source: Path, end: s
     assert not report.marks[0].verdicts[1].reason
 
 
-FORBIDS = f"{SETUP}\n\nFORBIDDEN = ['advcourse.attacks', 'json']"
+@pytest.fixture
+def forbidding(tmp_path: Path) -> Path:
+    setup = "from json import dumps\n\nFORBIDDEN = ['advcourse.attacks', 'json']"
+    test = graded_by("double-values", "# Twice\nassert double(1) == 2")
+    return write(tmp_path / "hw.ipynb", [cell(setup, ("setup",)), solution_of("double", DOUBLE), test])
 
 
 @pytest.mark.parametrize(
@@ -142,31 +146,28 @@ FORBIDS = f"{SETUP}\n\nFORBIDDEN = ['advcourse.attacks', 'json']"
         "from advcourse import attacks",
         "import advcourse.attacks.fgsm as mine",
         "import math, json",
+        "from json import dumps, loads",
     ],
 )
-def test_what_is_forbidden_cannot_be_imported(tmp_path: Path, line: str) -> None:
-    source = write(
-        tmp_path / "hw.ipynb",
-        [cell(FORBIDS, ("setup",)), solution_of("double", DOUBLE), graded_by("a", "# Two\nassert double(1) == 2")],
-    )
-    inside = examined(source, double=f"def double(x):\n    {line}\n    return 2 * x")
+def test_what_is_forbidden_cannot_be_imported(forbidding: Path, line: str) -> None:
+    inside = examined(forbidding, double=f"def double(x):\n    {line}\n    return 2 * x")
     assert f"is not to be used in this assignment (cell double, line 2: {line})" in inside.marks[0].reason
-    above = examined(source, double=f"{line}\n{DOUBLE}")
+    above = examined(forbidding, double=f"{line}\n{DOUBLE}")
     assert f"is not to be used in this assignment (cell double, line 1: {line})" in above.marks[0].reason
-    apart = examined(source, more=(cell(line),))
-    assert apart.points == 1  # somebody compared; the answer needs none of it
+    assert examined(forbidding, more=(cell(line),)).points == 1  # somebody compared; the answer does without
 
 
-def test_all_else_can_be_imported(tmp_path: Path) -> None:
-    """What needs a forbidden module itself, too."""
-    source = write(
-        tmp_path / "hw.ipynb",
-        [cell(FORBIDS, ("setup",)), solution_of("double", DOUBLE), graded_by("a", "# Two\nassert double(1) == 2")],
-    )
-    lines = (
-        "import advcourse.threat, jsonschema, math\nfrom advcourse.threat import Linf\nfrom advcourse import evaluation"
-    )
-    assert examined(source, double=f"{lines}\n{DOUBLE}").points == 1
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import advcourse.threat, jsonschema",
+        "from advcourse.threat import Linf",
+        "from advcourse import evaluation",  # which needs what is forbidden
+        "from json import dumps",  # which the set-up imports: somebody copied its line
+    ],
+)
+def test_all_else_can_be_imported(forbidding: Path, line: str) -> None:
+    assert examined(forbidding, double=f"{line}\n{DOUBLE}").points == 1
 
 
 def test_all_together_is_limited(source: Path) -> None:

@@ -60,7 +60,8 @@ class Remote:
 
     def __init__(self, limits: Limits, deadline: float = float("inf")) -> None:
         context = get_context("forkserver")
-        context.set_forkserver_preload([__name__, "advcourse.attacks", "advcourse.models", "advcourse.training"])
+        library = ("advcourse.attacks", "advcourse.models", "advcourse.training")
+        context.set_forkserver_preload([__name__, *library, "torch._dynamo"])  # the last is what optimizers import
         self.limits, self.deadline, self._ended = limits, deadline, ""
         self._folder = Path(tempfile.mkdtemp(prefix="submission-"))
         self._pipe, theirs = context.Pipe()
@@ -91,7 +92,7 @@ class Remote:
         self._ask("run", source, label)
 
     def forbid(self, modules: Sequence[str]) -> None:
-        """From now on, cells there cannot import these modules, nor anything from them."""
+        """From now on, cells there cannot import these modules, nor anything from them that has not been imported."""
         self._ask("forbid", tuple(modules))
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -249,7 +250,7 @@ class _Far:
         run_cell(source, label, vars(self.names))
 
     def forbid(self, modules: tuple[str, ...]) -> None:
-        importing = builtins.__import__
+        importing, given = builtins.__import__, set(vars(self.names))
 
         def import_unless_forbidden(
             name: str,
@@ -258,7 +259,8 @@ class _Far:
             fromlist: Sequence[str] | None = (),
             level: int = 0,
         ) -> ModuleType:
-            if globals and globals.get("__name__") == NOTEBOOK:  # libraries may import what they need
+            in_a_cell = globals is not None and globals.get("__name__") == NOTEBOOK  # libraries import what they need
+            if in_a_cell and not (fromlist and given.issuperset(fromlist)):
                 wanted = [name, *(f"{name}.{each}" for each in fromlist or ())]
                 for module in modules:
                     if any(f"{each}.".startswith(f"{module}.") for each in wanted):
