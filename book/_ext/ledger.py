@@ -139,7 +139,15 @@ def anchor_cells(app: Sphinx, doctree: nodes.document) -> None:
             cell["ids"].append(f"cell-{cell['cell_index']}")
 
 
+def name_tables(app: Sphinx, doctree: nodes.document) -> None:
+    """The stylesheet lays the ledger's tables out in another way on a phone."""
+    if app.env.docname == "book/ledger":
+        for table in doctree.findall(nodes.table):
+            table["classes"].append("ledger")
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("ledger", Ledger)
     app.connect("doctree-read", anchor_cells)
+    app.connect("doctree-read", name_tables)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
