@@ -49,7 +49,9 @@ class Mentions(SphinxTransform):
             ancestor = text.parent
             while ancestor is not None and not isinstance(ancestor, PLAIN):
                 ancestor = ancestor.parent
-            if ancestor is not None or not MENTION.search(text):
+            position = text.parent.index(text)
+            linked = position > 0 and isinstance(text.parent[position - 1], nodes.raw)  # by an <a> in HTML
+            if ancestor is not None or linked or not MENTION.search(text):
                 continue
             pieces: list[nodes.Node] = []
             for words, number in links(text):

@@ -84,8 +84,10 @@ def test_sliders_flip_by_keyboard(tab: Page, path: str) -> None:
         tab.keyboard.press("ArrowRight")
         assert frame.get_attribute("src") != before
         assert frame.get_attribute("alt")
-        tab.keyboard.press("Home")
+        tab.keyboard.press("ArrowLeft")
         assert frame.get_attribute("src") == before
+        tab.keyboard.press("Home")
+        assert frame.get_attribute("src") == slider.locator("img").first.get_attribute("src")
 
 
 @pytest.mark.parametrize("path", CHAPTERS)
