@@ -42,7 +42,7 @@ SETUP = """\
 import importlib.util
 
 if importlib.util.find_spec("advcourse") is None:
-    %pip install -q "advcourse @ git+{url}\""""
+    %pip install -q scikit-learn "advcourse[serve] @ git+{url}\""""
 
 
 def setup_source() -> str:
