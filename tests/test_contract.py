@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from advcourse.attacks import APGD, FGSM, PGD, Attack, CarliniWagner, DeepFool
 from advcourse.contract import TrainingMode, check_fraction, check_number, evaluating, modules_of
-from advcourse.evaluation import accuracy, robust_accuracy
+from advcourse.evaluation import accuracy, predict, robust_accuracy
 from advcourse.goals import Targeted, Toward, Untargeted, dlr, margin
 from advcourse.threat import L2, Linf
 
@@ -453,6 +454,33 @@ def test_a_function_hides_the_mode_of_its_network_and_somebody_says_so() -> None
         FGSM(Linf(0.1))(lambda x: plain(x), X, Y)  # nothing in it depends on its mode
 
 
+def test_other_names_and_careful_functions_are_left_in_peace() -> None:
+    class Holder:
+        hidden = network((5,)).eval()
+
+    holder, hidden = Holder(), Moody()  # the function uses holder.hidden and not this one
+    instance = nn.Sequential(nn.Unflatten(1, (5, 1)), nn.InstanceNorm1d(5), nn.Flatten(), network((5,))).float()
+    assert hidden.training
+
+    def careful(x: Tensor) -> Tensor:
+        hidden.eval()
+        return hidden(x)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TrainingMode)
+        predict(lambda x: holder.hidden(x), X)
+        predict(careful, X)
+        modules_of(lambda x: instance(x))
+
+
+def test_warnings_are_about_the_caller_s_line() -> None:
+    hidden = Moody()
+    for call in (lambda: predict(lambda x: hidden(x), X), lambda: FGSM(Linf(0.1))(lambda x: hidden(x), X, Y)):
+        with pytest.warns(TrainingMode) as met:
+            call()
+        assert {warning.filename for warning in met} == {__file__}
+
+
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
@@ -469,10 +497,13 @@ def test_what_to_do_with_one_number_is_said_where_it_helps(answer: Any, words: s
 
 def test_one_number_becomes_two_as_the_message_says() -> None:
     z = MODEL(X)[:, 0]
-    p = z.sigmoid()
-    labels = (z > 0).long()
-    assert torch.equal(torch.stack([0 * z, z], 1).argmax(1), labels)
-    assert torch.equal(torch.stack([1 - p, p], 1).log().argmax(1), labels)
+    with pytest.raises(ValueError, match="makes two of one") as error:
+        FGSM(Linf(0.1))(lambda x: MODEL(x)[:, 0], X, Y)
+    remedies = re.findall(r"torch\.stack\(.*?, 1\)(?:\.log\(\))?", str(error.value))
+    assert len(remedies) == 2
+    for remedy in remedies:
+        logits = eval(remedy, {"torch": torch, "z": z, "p": z.sigmoid()})
+        torch.testing.assert_close(logits.softmax(1)[:, 1], z.sigmoid())
 
 
 @pytest.mark.parametrize(
@@ -493,7 +524,22 @@ def test_a_seed_is_no_generator() -> None:
         PGD(Linf(0.1))(MODEL, X, Y, generator=0)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("loss", [nn.functional.cross_entropy, nn.CrossEntropyLoss(reduction="none")])
+def test_an_own_module_may_be_a_loss() -> None:
+    class Lead(nn.Module):
+        def forward(self, logits: Tensor, goal: Any) -> Tensor:
+            return margin(logits, goal)
+
+    assert torch.equal(PGD(Linf(0.1), loss=Lead())(MODEL, X, Y), PGD(Linf(0.1), loss=margin)(MODEL, X, Y))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.functional.cross_entropy,
+        nn.CrossEntropyLoss(reduction="none"),
+        partial(nn.functional.cross_entropy, reduction="none"),
+    ],
+)
 def test_torch_s_losses_take_something_else(loss: Any) -> None:
     with pytest.raises(ValueError, match=r"a loss takes \(logits, goal\) .* of torch: there are goals.cross_entropy"):
         PGD(Linf(0.1), loss=loss)

@@ -1,13 +1,16 @@
 """What every attack promises at its boundary: inputs are checked, and the model is left as it was found."""
 
+import dis
 import inspect
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import partial
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,15 +19,12 @@ from torch import Generator, Tensor, nn
 from .goals import FromTo, Goal, Loss, Untargeted
 from .threat import Ball
 
-MOODY = nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd
-"""What computes something else in training mode."""
-
 Model = Callable[[Tensor], Tensor]
 """Maps any number of images (N, ...) in [0, 1] to logits (N, K); as a rule a `torch.nn.Module` that normalises inside.
 
 A module is put into eval mode and gets its own modes back. Any other callable is called as it is: what is wrapped in a
-function stays in the mode that it is in, so call its `eval()` first (`TrainingMode` warns), and also before several
-threads attack one model."""
+function stays in the mode that it is in, so call its `eval()` first (`TrainingMode` warns, if it is a plain function),
+and also before several threads attack one model."""
 
 
 class TrainingMode(UserWarning):
@@ -36,15 +36,14 @@ class Hyperparameters:
 
     def __repr__(self) -> str:
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        return f"{type(self).__name__}({', '.join(f'{name}={_named(value)}' for name, value in values.items())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={named(value)}' for name, value in values.items())})"
 
 
-def _named(value: Any) -> str:
+def named(value: Any) -> str:
+    """How a hyper-parameter prints: a function by its name, a partial one with what it was given."""
     if isinstance(value, partial):
-        given = [_named(part) for part in value.args] + [
-            f"{key}={_named(part)}" for key, part in value.keywords.items()
-        ]
-        return f"partial({', '.join([_named(value.func), *given])})"
+        given = [named(part) for part in value.args] + [f"{key}={named(part)}" for key, part in value.keywords.items()]
+        return f"partial({', '.join([named(value.func), *given])})"
     return str(getattr(value, "__name__", repr(value)))
 
 
@@ -162,9 +161,10 @@ def check_loss(loss: Loss) -> None:
     """Raise `ValueError` unless this can be called, and is none of torch's losses."""
     if not callable(loss):
         raise ValueError(f"loss must be a function such as goals.margin, got {loss!r}")
-    if isinstance(loss, nn.Module) or getattr(loss, "__module__", None) == "torch.nn.functional":
+    inner = loss.func if isinstance(loss, partial) else loss
+    if getattr(inner, "__module__", "").startswith("torch.nn"):
         raise ValueError(
-            f"a loss takes (logits, goal) and is climbed, (N, K) -> (N,), got {_named(loss)} of torch: there are "
+            f"a loss takes (logits, goal) and is climbed, (N, K) -> (N,), got {named(loss)} of torch: there are "
             "goals.cross_entropy, margin, logit, po_trip and dlr"
         )
 
@@ -188,22 +188,39 @@ def modules_of(model: object) -> list[nn.Module]:
     """
     if isinstance(model, nn.Module):
         return list(model.modules())
-    if inspect.isfunction(model):
-        try:
-            known = inspect.getclosurevars(model)
-        except ValueError:  # one of its names has no value yet
-            return []
-        for name, value in {**known.globals, **known.nonlocals}.items():
-            if isinstance(value, nn.Module) and any(
-                part.training and isinstance(part, MOODY) for part in value.modules()
-            ):
-                warnings.warn(
-                    f"the model is a function around {name}, which is in training mode and stays in it: call "
-                    f"{name}.eval() first, or wrap it in a torch.nn.Module",
-                    TrainingMode,
-                    stacklevel=4,
-                )
+    for name, value in _named_in(model):
+        if isinstance(value, nn.Module) and any(map(_moody, value.modules())):
+            warn(
+                f"the model is a function around {name}, which is in training mode and stays in it: call "
+                f"{name}.eval() first, or wrap it in a torch.nn.Module",
+                TrainingMode,
+            )
     return []
+
+
+def _named_in(function: object) -> Iterator[tuple[str, Any]]:
+    """The variables from outside that a plain function uses, with their values; none if it looks after modes itself."""
+    if not inspect.isfunction(function) or "eval" in function.__code__.co_names:
+        return
+    for name in {step.argval for step in dis.get_instructions(function) if step.opname == "LOAD_GLOBAL"}:
+        yield name, function.__globals__.get(name)
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # it has no value yet
+            yield name, cell.cell_contents
+
+
+def _moody(part: nn.Module) -> bool:
+    """Whether this layer computes something else than in eval mode."""
+    norm = isinstance(part, nn.modules.batchnorm._NormBase) and part.track_running_stats
+    return part.training and (norm or isinstance(part, nn.modules.dropout._DropoutNd | nn.RReLU))
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn about the line outside of this package that led here."""
+    here, frame, level = str(Path(__file__).parent), sys._getframe(), 1
+    while frame.f_code.co_filename.startswith(here) and frame.f_back is not None:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 @contextmanager

@@ -198,7 +198,7 @@ def test_an_image_without_a_start_goes_out_and_others_go_on() -> None:
     weight = torch.tensor([1.0, 1.0]).double()
     model, x = Linear(weight, bias=-1.0), torch.tensor([[0.2, 0.3], [0.9, 0.8], [0.3, 0.1]]).double()
     goal, start = Targeted(torch.tensor([1, 1, 7])), torch.ones(3, 2).double()
-    oracle = Labels(model, budget=300)
+    oracle = Labels(lambda rows: model(rows).argmax(1), budget=300)  # which does not tell that there is no label 7
     *_, last = Boundary(start_images=5).iterates(oracle, x, goal, start=start)
     assert last.queries.tolist() == [300, 1, 7]
     assert last.success.tolist() == [True, True, False]

@@ -15,6 +15,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from torch import Generator, Tensor, nn
 
 from advcourse.attacks import OPT, Boundary, Doubling, HardLabel, HopSkipJump, RayS, SignOPT, Traced
+from advcourse.attacks.query import BudgetTooSmall
 from advcourse.goals import Goal, Targeted, Untargeted
 from advcourse.gradients import gaussian, max_margin
 from advcourse.models import Detector
@@ -751,3 +752,11 @@ def test_a_label_that_the_target_cannot_have_is_no_success(attack: Any) -> None:
     with pytest.raises(ValueError, match=r"labels must be in 0\.\.3 for this target, got 4"):
         attack(Labels(model, 20), x, beyond)
     attack(Labels(lambda rows: model(rows).argmax(1), 20), x, beyond)  # labels alone do not tell how many there are
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=name)
+@pytest.mark.parametrize("budget", [0, 1])
+def test_a_budget_that_tells_nothing_is_no_robustness(attack: Any, budget: int) -> None:
+    with pytest.warns(BudgetTooSmall, match=f"a budget of {budget} does not pay for one step") as met:
+        attack(Labels(MODEL, budget), X, GOAL)
+    assert met[0].filename == __file__

@@ -220,14 +220,15 @@ def test_a_checkpoint_of_something_else_is_refused_and_left(tmp_path: Path) -> N
         worst_case(MODEL, attacks, X, y, ball, checkpoint=path, generator=random)
 
     with pytest.raises(Interrupted):
-        run({"small": small, "then": Broken()})
+        run({"small": small, "then": Broken()}, random=rng(0))
     content = path.read_bytes()
     for arguments, what in (
-        (({"large": large, "then": large},), "attacks"),
-        (({"renamed": small},), "attacks"),
-        (({"small": small}, 1 - Y), "images or model"),
-        (({"small": small}, Y, Linf(0.2)), "ball"),
-        (({"small": small}, Y, None, rng()), "generator"),
+        (({"large": large, "then": large}, Y, None, rng(0)), "attacks"),
+        (({"renamed": small}, Y, None, rng(0)), "attacks"),
+        (({"small": small}, 1 - Y, None, rng(0)), "images or model"),
+        (({"small": small}, Y, Linf(0.2), rng(0)), "ball"),
+        (({"small": small}, Y, None, rng(1)), "generator"),
+        (({"small": small}, Y, None, None), "generator"),
     ):
         with pytest.raises(ValueError, match=f"is of an evaluation with other {what}: remove it to start afresh"):
             run(*arguments)  # type: ignore[arg-type]
@@ -251,3 +252,29 @@ def test_in_half_precision_what_lies_far_outside_does_not_count(ball: Ball, outs
 def test_attacks_have_names() -> None:
     with pytest.raises(ValueError, match=r"attacks must be named, as in .*, got list"):
         worst_case(MODEL, [Fixed(0.1)], X, Y)  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_in_any_layout_and_for_no_lambda(tmp_path: Path) -> None:
+    x = images(6, (3, 4, 5)).contiguous(memory_format=torch.channels_last)
+    model = network((3, 4, 5))
+    y = model(x).argmax(1)
+    kept, plain = (
+        worst_case(model, {"FGSM": FGSM(Linf(0.1))}, x, y, checkpoint=path) for path in (str(tmp_path / "c"), None)
+    )
+    assert same(kept, plain)
+    with pytest.raises(ValueError, match="P holds a lambda"):
+        worst_case(model, {"P": PGD(Linf(0.1), loss=lambda z, g: margin(z, g))}, x, y, checkpoint=tmp_path / "c")
+
+
+def test_a_function_that_has_learned_since_is_not_the_same_model(tmp_path: Path) -> None:
+    weights = {"sign": 1.0}
+
+    def model(x: Tensor) -> Tensor:
+        return weights["sign"] * MODEL(x)
+
+    path = tmp_path / "c"
+    with pytest.raises(Interrupted):
+        worst_case(model, {"small": Fixed(0.15), "then": Broken()}, X, Y, checkpoint=path)
+    weights["sign"] = -1.0
+    with pytest.raises(ValueError, match="other images or model"):
+        worst_case(model, {"small": Fixed(0.15), "then": Fixed(0.35)}, X, Y, checkpoint=path)

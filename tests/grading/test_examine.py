@@ -131,6 +131,17 @@ def test_what_ends_the_process_costs_the_tests_that_meet_it(source: Path, end: s
     assert not report.marks[0].verdicts[1].reason
 
 
+def test_an_endless_loop_does_not_eat_the_time_of_all_parts(tmp_path: Path) -> None:
+    tests = [graded_by(f"double-{i}", f"# Test {i}\nassert double({i}) == {2 * i}") for i in range(4)]
+    last = graded_by("shift-values", "# One more\nassert shift(1) == 3")
+    parts = [solution_of("double", DOUBLE), *tests, solution_of("shift", SHIFT), last]
+    source = write(tmp_path / "hw.ipynb", [cell(SETUP, ("setup",)), *parts])
+    report = examined(source, double="def double(x):\n    while True:\n        pass", count="", seconds=1)
+    assert points(report) == [0, 1]
+    assert ["took longer" in verdict.reason for verdict in report.marks[0].verdicts] == [True, True, False, False]
+    assert "not tried: 2 tests of this part did not end" in report.marks[0].reason
+
+
 @pytest.fixture
 def forbidding(tmp_path: Path) -> Path:
     setup = "from json import dumps\n\nFORBIDDEN = ['advcourse.attacks', 'json']"
@@ -168,6 +179,23 @@ def test_what_is_forbidden_cannot_be_imported(forbidding: Path, line: str) -> No
 )
 def test_all_else_can_be_imported(forbidding: Path, line: str) -> None:
     assert examined(forbidding, double=f"{line}\n{DOUBLE}").points == 1
+
+
+def test_what_has_the_same_name_is_not_the_same(tmp_path: Path) -> None:
+    setup = "def FGSM(ball): ...\n\nFORBIDDEN = ['advcourse.attacks']"
+    test = graded_by("double-values", "# Twice\nassert double(1) == 2")
+    source = write(tmp_path / "hw.ipynb", [cell(setup, ("setup",)), solution_of("double", DOUBLE), test])
+    report = examined(source, double=f"from advcourse.attacks import FGSM\n{DOUBLE}", shift="", count="")
+    assert "advcourse.attacks is not to be used" in report.marks[0].reason
+
+
+@pytest.mark.parametrize("forbidden", ["'json'", "None", "[1]"])
+def test_what_is_forbidden_is_a_list(tmp_path: Path, forbidden: str) -> None:
+    test = graded_by("double-values", "# Twice\nassert double(1) == 2")
+    setup = cell(f"FORBIDDEN = {forbidden}", ("setup",))
+    known = read_assignment(write(tmp_path / "hw.ipynb", [setup, solution_of("double", DOUBLE), test]))
+    with pytest.raises(ValueError, match="FORBIDDEN must be a list of modules by name, got"):
+        Examiner(known)
 
 
 def test_all_together_is_limited(source: Path) -> None:

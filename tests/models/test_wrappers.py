@@ -246,6 +246,14 @@ def test_what_passes_through_a_counted_model() -> None:
     assert torch.equal(logits, model.model(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_images_of_another_precision_than_the_network(dtype: torch.dtype) -> None:
+    model = Normalized(nn.Sequential(nn.Flatten(), nn.Linear(9, 3)), mean=0.5, std=0.25)
+    x = images(2, (1, 3, 3), dtype=dtype)
+    torch.testing.assert_close(model(x), model(x.float()), atol=1e-4, rtol=1e-4)
+    assert model(torch.ones(2, 1, 3, 3, dtype=torch.int64)).dtype == torch.float32
+
+
 def test_images_of_half_precision_stay_so() -> None:
     layers = nn.Sequential(nn.Flatten(), nn.Linear(9, 3)).bfloat16()
     model = Normalized(layers, mean=0.5, std=0.25)

@@ -104,7 +104,7 @@ class HardLabel(QueryAttack):
         steps = self.climb(rays, start, generator) if (~done & (oracle.remaining > 0)).any() else iter(())
         for step, points in enumerate(_told(rays, steps)):
             success = rays.distance < math.inf
-            yield Traced(
+            state = Traced(
                 step=step,
                 x=points,
                 best=rays.best,
@@ -115,6 +115,8 @@ class HardLabel(QueryAttack):
                 queries=oracle.queries,
                 trace=rays.trace,
             )
+            yield state
+        self.warn_if_untried(oracle, state)
 
     @abstractmethod
     def climb(self, rays: Rays, start: Tensor | None, generator: Generator) -> Iterator[Tensor]:  # type: ignore[override]

@@ -1,6 +1,5 @@
 """What attacks that may only ask have in common: an oracle, and states that say what they have cost."""
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -9,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..ascent import Judge, State
-from ..contract import Model, private_generator
+from ..contract import Model, private_generator, warn
 from ..goals import Goal
 from ..oracles import Oracle, Scores
 from ..threat import L2
@@ -81,6 +80,14 @@ class QueryAttack(Attack):
         asked.begin(len(x), x.device)
         return asked, x, goal
 
+    def warn_if_untried(self, oracle: Oracle, last: State) -> None:
+        """Issue a `BudgetTooSmall` warning if there was something to attack, and no image could pay for it."""
+        if oracle.budget is not None and oracle.queries.max() <= 1 and not last.success.all():
+            warn(
+                f"a budget of {oracle.budget} does not pay for one step of {self!r}: no image was attacked",
+                BudgetTooSmall,
+            )
+
     def _priced(self, oracle: Oracle, x: Tensor, states: Iterator[State]) -> Iterator[Queried]:
         norm = getattr(self, "ball", L2).norm
         if oracle.budget == 0:  # nothing can be told, not even about the clean images
@@ -90,12 +97,7 @@ class QueryAttack(Attack):
             if state.best is not best:  # a random search often stays where it is
                 best, distance = state.best, torch.where(state.success, norm(state.best - x), torch.inf)
             yield Queried(**vars(state), distance=distance, queries=oracle.queries)
-        if state.step == 0 and not state.success.all():
-            warnings.warn(
-                f"a budget of {oracle.budget} does not pay for one step of {self!r}: no image was attacked",
-                BudgetTooSmall,
-                stacklevel=4,
-            )
+        self.warn_if_untried(oracle, state)
 
 
 def at_clean(judge: Judge, x: Tensor) -> State:

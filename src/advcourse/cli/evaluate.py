@@ -115,8 +115,10 @@ def evaluate(
         attacks = read_attacks(attack, ball, steps)
         x, y = read_images(data, n)
         network = read_model(model, x)
-        if report is not None:
-            report.parent.mkdir(parents=True, exist_ok=True)  # fails now and not after the attacks
+        if report is not None:  # fails now and not after the attacks
+            report.parent.mkdir(parents=True, exist_ok=True)
+            if report.is_dir():
+                raise ValueError(f"{report} is a folder: --json takes the name of a file")
         generator = torch.Generator().manual_seed(seed)
         with watched(attacks) as shown:
             kept = report and report.with_name(f"{report.name}.checkpoint")
@@ -124,6 +126,7 @@ def evaluate(
         typer.echo(str(result))
         document |= {"seed": seed, **result.as_dict()}
         save()  # before the lint, which may take a while
+    with one_line(f"interrupted; only the lint is missing{f' in {report}' if report else ''}"):
         if lint:
             *others, last = attacks
             findings = look(network, attacks[last], x, y, {name: attacks[name] for name in others}, generator=generator)

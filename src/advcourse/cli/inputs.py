@@ -100,7 +100,7 @@ def read_ball(kind: type[Ball], text: str) -> Ball:
     """A ball of that radius; in Linf one of more than 1 would hold every image, and was meant in grey levels."""
     ball = kind(read_eps(text))
     if isinstance(ball, Linf) and ball.eps > 1:
-        raise ValueError(f"eps {text} holds every image in [0, 1]: {text} grey levels are {text}/255")
+        raise ValueError(f"eps {text} holds every image in [0, 1]; grey levels are given as 8/255")
     return ball
 
 
@@ -134,9 +134,8 @@ def read_model(text: str, x: Tensor) -> Model:
     try:
         predict(model, x[:1])
     except Exception as error:
-        wrap = ": wrap it as models.MinMax.fit(estimator, rows)" if hasattr(model, "predict_proba") else ""
         raise ValueError(
-            f"{text} does not map images of shape {tuple(x.shape[1:])} to logits: {_one_line(error)}{wrap}"
+            f"{text} does not map images of shape {tuple(x.shape[1:])} to logits: {_one_line(error)}"
         ) from error
     return model
 

@@ -1,10 +1,12 @@
-"""Whether images and networks are what they were when a result was written down."""
+"""Whether attacks, images and networks are what they were when a result was written down."""
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from ..attacks import Attack
 from ..contract import Model
 
 
@@ -37,3 +39,16 @@ def fingerprint(*parts: Tensor | Model) -> str:
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def described(attacks: Mapping[str, Attack]) -> dict[str, str]:
+    """What a file can remember of attacks: how they print, by name.
+
+    Raises:
+        ValueError: if one of them holds a lambda, which prints like any other.
+    """
+    texts = {name: repr(attack) for name, attack in attacks.items()}
+    for name, text in texts.items():
+        if "<lambda>" in text:
+            raise ValueError(f"{name} holds a lambda, of which a file cannot tell what it does: define a function")
+    return texts

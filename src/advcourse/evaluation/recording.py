@@ -25,7 +25,7 @@ from ..contract import Model, check_goal, check_number
 from ..files import ASSETS, write_whole
 from ..goals import Goal, Untargeted
 from .accuracy import predict
-from .fingerprint import fingerprint
+from .fingerprint import described, fingerprint
 from .landscape import loss_change
 from .transfer import right_everywhere
 
@@ -193,10 +193,11 @@ def record_transfer(
     if list(at) != sorted(set(at)) or not at or at[0] < 1:
         raise ValueError(f"at must be numbers of steps that ascend from 1 or more, got {list(at)}")
     check_number("batch_size", batch_size, 1)
+    texts = described(attacks)
     wanted = check_goal(Untargeted(y) if goal is None else goal, x)
     images = right_everywhere(targets, x, y, batch_size)
     settings: dict[str, Any] = {
-        "attacks": {name: repr(attack) for name, attack in attacks.items()},
+        "attacks": texts,
         "surrogates": list(surrogates),
         "targets": list(targets),
         "at": list(at),
@@ -207,8 +208,6 @@ def record_transfer(
         "sought": None if isinstance(wanted, Untargeted) else wanted[images].labels.tolist(),
         "images or networks": fingerprint(x[images], y[images], *surrogates.values(), *targets.values()),
     }
-    if nameless := [name for name, text in settings["attacks"].items() if "<lambda>" in text]:
-        raise ValueError(f"{nameless[0]} holds a lambda, of which a file cannot tell what it does: define a function")
     if path.exists():
         found = Recorded.load(path)
         _check_same(path, found.settings, settings)
@@ -261,7 +260,8 @@ def _piece(
 
 
 def _check_same(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    other = [key for key in here if there.get(key, here[key]) != here[key]]  # older files have no fingerprint
+    older = {"images or networks": here["images or networks"]}  # some files have no fingerprint
+    other = [key for key in here if (older | there).get(key) != here[key]]
     if other:
         raise ValueError(f"{path} is of an experiment with other {', '.join(other)}: remove it, or write elsewhere")
 

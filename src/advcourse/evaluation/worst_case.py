@@ -13,12 +13,13 @@ from safetensors.torch import save as save_tensors
 from torch import Generator, Tensor
 
 from ..attacks import APGD, Attack, Square
+from ..attacks.base import own_copy
 from ..contract import Model, check_images
 from ..files import write_whole
 from ..goals import Untargeted, dlr, margin
 from ..threat import Ball
 from .accuracy import correct, predict, wilson_interval
-from .fingerprint import fingerprint
+from .fingerprint import described, fingerprint
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def worst_case(
     ball: Ball | None = None,
     *,
     generator: Generator | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Report:
     """Robust accuracy against the worst of several attacks: an image withstands if it withstands each of them.
 
@@ -157,12 +158,19 @@ def worst_case(
     if not isinstance(attacks, Mapping):
         raise ValueError(f"attacks must be named, as in {{'PGD': PGD(ball)}}, got {type(attacks).__name__}")
     held = correct(model, x, y)
-    x_adv, broken_by = x.detach().clone(), torch.full_like(y, -1)
+    x_adv, broken_by = own_copy(x), torch.full_like(y, -1)
     nearest = x.new_full(x.shape[:1], -math.inf)
-    known, rows = {"x_adv": x_adv, "nearest": nearest, "broken_by": broken_by, "held": held}, list[Row]()
-    sought = {"ball": repr(ball), "images or model": fingerprint(model, x, y)} if checkpoint else {}
-    if checkpoint and checkpoint.exists():
-        rows = _resumed(checkpoint, sought, attacks, known, generator)
+    rows: list[Row] = []
+    if checkpoint:
+        checkpoint, known = Path(checkpoint), {"x_adv": x_adv, "nearest": nearest, "broken_by": broken_by, "held": held}
+        sought = {
+            "ball": repr(ball),
+            "images or model": fingerprint(model, x, y, held),
+            "generator": None if generator is None else fingerprint(generator.get_state()),
+        }
+        texts = described(attacks)
+        if checkpoint.exists():
+            rows = _resumed(checkpoint, sought, texts, known, generator)
     for name, attack in list(attacks.items())[len(rows) :]:
         left = held.nonzero().squeeze(1)
         if len(left):
@@ -207,8 +215,8 @@ def auto_attack(ball: Ball) -> dict[str, Attack]:
 
 def _resumed(
     checkpoint: Path,
-    sought: dict[str, str],
-    attacks: Mapping[str, Attack],
+    sought: dict[str, str | None],
+    attacks: Mapping[str, str],
     known: dict[str, Tensor],
     generator: Generator | None,
 ) -> list[Row]:
@@ -220,10 +228,8 @@ def _resumed(
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{checkpoint} is no checkpoint of an evaluation: remove it to start afresh") from error
     other = [key for key in sought if there.get(key) != sought[key]]
-    if [row[:2] for row in rows] != [[name, repr(attack)] for name, attack in attacks.items()][: len(rows)]:
+    if [tuple(row[:2]) for row in rows] != list(attacks.items())[: len(rows)]:
         other.append("attacks")
-    if ("generator" in state) != (generator is not None):
-        other.append("generator")
     if other:
         raise ValueError(f"{checkpoint} is of an evaluation with other {', '.join(other)}: remove it to start afresh")
     for key, value in known.items():
@@ -236,7 +242,8 @@ def _resumed(
 def _inside(ball: Ball, tried: Tensor, x: Tensor) -> Tensor:
     # Each feature may be off by the rounding of a number near 1.
     rounding = torch.full_like(x[:1], torch.finfo(x.dtype).eps / 2).double()
-    return ball.norm(tried.double() - x.double()) <= ball.eps + ball.norm(rounding)
+    distance = ball.norm(tried.double() - x.double())
+    return distance * (1 - 1e-14) <= ball.eps + ball.norm(rounding)  # a norm is rounded, too
 
 
 def _fraction(mask: Tensor) -> float:

@@ -12,6 +12,7 @@ from .remote import NOTEBOOK, Remote, SubmissionError, run_cell
 from .sandbox import Limits
 
 LONGEST_REASON = 300
+PATIENCE = 2  # tests of a part that may end the process, before the rest of the part is left
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,9 @@ class Examiner:
     Args:
         assignment: with its tests.
         limits: for each submission.
+
+    Raises:
+        ValueError: if `FORBIDDEN` is something else than a list of names.
     """
 
     def __init__(self, assignment: Assignment, limits: Limits | None = None) -> None:
@@ -98,13 +102,18 @@ class Examiner:
         sys.modules[NOTEBOOK] = here  # classes of the set-up are found by their name, here as there
         run_cell(assignment.setup.source, assignment.setup.label, vars(here))
         self.names = vars(here)
+        forbidden = self.names.get("FORBIDDEN", [])
+        if not isinstance(forbidden, list) or not all(isinstance(module, str) for module in forbidden):
+            raise ValueError(f"FORBIDDEN must be a list of modules by name, got {forbidden!r}")
 
     def __call__(self, cells: list[Cell]) -> Report:
-        """Try a student's cells. What ends the process costs the test that it happens in."""
+        """Try a student's cells. What ends the process costs the test that it happens in, and the second time the rest
+        of the part: or an endless loop would eat the time of all parts."""
         parts = self.assignment.parts
         report = Report.without_marks(self.assignment)
         left = [(number, test) for number, part in enumerate(parts) for test in part.tests]
         wrong: list[str] = []
+        ended = [0] * len(parts)  # how many tests of a part have ended the process
         deadline = time.monotonic() + self.limits.total
         try:
             while left:
@@ -116,10 +125,15 @@ class Examiner:
                     solved = 0
                     while left and remote.alive:
                         number, test = left[0]
+                        if ended[number] == PATIENCE:
+                            report.marks[number].add(test, f"not tried: {PATIENCE} tests of this part did not end")
+                            left.pop(0)
+                            continue
                         for part in parts[solved:number]:
                             _run_all(remote, part.solution)
                         solved = number
                         reason = self._reason_to_fail(test, remote, parts[: number + 1], wrong, report.scores)
+                        ended[number] += not remote.alive
                         report.marks[number].add(test, reason)
                         left.pop(0)
         except SubmissionError as error:  # no time is left, or the cells have broken what all cells need
@@ -130,7 +144,7 @@ class Examiner:
     def _run(self, remote: Remote, cells: list[Cell], wrong: list[str]) -> Cell | None:
         """Run the set-up and a student's cells there; what went wrong is noted, and the cell that ended it returned."""
         _run_all(remote, [self.assignment.setup])
-        remote.forbid(self.names.get("FORBIDDEN", ()))
+        remote.forbid(self.names.get("FORBIDDEN", []))
         for cell in cells:
             try:
                 remote.run(cell.source, cell.label)

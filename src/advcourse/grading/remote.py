@@ -250,7 +250,7 @@ class _Far:
         run_cell(source, label, vars(self.names))
 
     def forbid(self, modules: tuple[str, ...]) -> None:
-        importing, given = builtins.__import__, set(vars(self.names))
+        importing, given = builtins.__import__, dict(vars(self.names))
 
         def import_unless_forbidden(
             name: str,
@@ -260,11 +260,13 @@ class _Far:
             level: int = 0,
         ) -> ModuleType:
             in_a_cell = globals is not None and globals.get("__name__") == NOTEBOOK  # libraries import what they need
-            if in_a_cell and not (fromlist and given.issuperset(fromlist)):
+            module = sys.modules.get(name)
+            taken = {each: getattr(module, each, None) for each in fromlist} if fromlist else {name: module}
+            if in_a_cell and any(each not in given or given[each] is not value for each, value in taken.items()):
                 wanted = [name, *(f"{name}.{each}" for each in fromlist or ())]
-                for module in modules:
-                    if any(f"{each}.".startswith(f"{module}.") for each in wanted):
-                        raise ImportError(f"{module} is not to be used in this assignment")
+                for forbidden in modules:
+                    if any(f"{each}.".startswith(f"{forbidden}.") for each in wanted):
+                        raise ImportError(f"{forbidden} is not to be used in this assignment")
             return importing(name, globals, locals, fromlist, level)
 
         builtins.__import__ = import_unless_forbidden

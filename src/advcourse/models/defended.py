@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..contract import check_fraction, check_images, check_number, evaluating, logits_of, modules_of
+from ..contract import check_fraction, check_images, check_number, evaluating, logits_of, modules_of, named
 from ..goals import REFUSED
 
 LAYERS = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d
@@ -85,6 +85,9 @@ class Quantized(nn.Module):
             with torch.no_grad():
                 layer.weight.copy_(to_grid(layer.weight, bits))
             layer.register_forward_hook(partial(_output_to_grid, bits=bits))
+
+    def extra_repr(self) -> str:
+        return f"bits={self.bits}, input_bits={self.input_bits}"
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x if self.input_bits is None else bit_depth(x, self.input_bits))
@@ -217,6 +220,9 @@ class Detector(nn.Module):
         logits, squeezed = (logits_of(self.network, seen) for seen in (x, self.squeeze(x)))
         return logits.argmax(1), (logits.softmax(1) - squeezed.softmax(1)).abs().sum(1)
 
+    def extra_repr(self) -> str:
+        return f"squeeze={named(self.squeeze)}, threshold={self.threshold}"
+
     def forward(self, x: Tensor) -> Tensor:
         labels, distance = self.compared(x)
         return labels.where(distance <= self.threshold, REFUSED)
@@ -249,6 +255,9 @@ class Randomized(nn.Module):
         check_number("seed", seed, 0)
         self.network, self.sigma, self.seed = network, sigma, seed
         self.generator = torch.Generator().manual_seed(seed)
+
+    def extra_repr(self) -> str:
+        return f"sigma={self.sigma}, seed={self.seed}"
 
     def forward(self, x: Tensor) -> Tensor:
         if self.generator.device != x.device:

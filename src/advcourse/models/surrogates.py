@@ -38,6 +38,9 @@ class Ensemble(nn.Module):
             raise ValueError("an ensemble needs at least one network")
         self.networks, self.probabilities = nn.ModuleList(networks), probabilities
 
+    def extra_repr(self) -> str:
+        return f"probabilities={self.probabilities}"
+
     def forward(self, x: Tensor) -> Tensor:
         logits = torch.stack([network(x) for network in self.networks])
         if self.probabilities:
@@ -73,6 +76,9 @@ class ParameterNoise(nn.Module):
         check_number("seed", seed, 0)
         self.network, self.sigma = network, sigma
         self.generator = Generator().manual_seed(seed)
+
+    def extra_repr(self) -> str:
+        return f"sigma={self.sigma}, seed={self.generator.initial_seed()}"
 
     def forward(self, x: Tensor) -> Tensor:
         if self.sigma == 0:
@@ -119,6 +125,9 @@ class Ghost(nn.Module):
         if not self.layers:
             raise ValueError(f"{type(network).__name__} has neither convolutions nor linear layers to erase inputs of")
 
+    def extra_repr(self) -> str:
+        return f"p={self.p}, seed={self.generator.initial_seed()}"
+
     def forward(self, x: Tensor) -> Tensor:
         if self.p == 0:
             return self.network(x)
@@ -163,6 +172,9 @@ class Rotation(nn.Module):
         self.networks = nn.ModuleList(networks)
         self.generator = Generator().manual_seed(seed)
         self.waiting: list[int] = []
+
+    def extra_repr(self) -> str:
+        return f"seed={self.generator.initial_seed()}"
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.waiting:

@@ -44,7 +44,9 @@ class Normalized(nn.Module):
         if len(self.mean) not in (1, x.shape[1]):
             raise ValueError(f"normalised with {len(self.mean)} means, got images of {x.shape[1]} channels")
         shape = (1, -1) + (1,) * (x.ndim - 2)
-        return self.network(((x - self.mean.view(shape)) / self.std.view(shape)).to(x.dtype))
+        normalised = (x - self.mean.view(shape)) / self.std.view(shape)
+        weight = next(self.network.parameters(), normalised)
+        return self.network(normalised.to(weight.dtype))
 
 
 class MinMax(nn.Module):
