@@ -133,3 +133,14 @@ def test_pictures_come_after_the_page_and_keep_their_places(tab: Page, path: str
     )
     assert len(sizes) == len(late)
     assert sizes == [[True, 1, pytest.approx(1, rel=0.01)]] * len(late)
+
+
+@on_one_screen
+@pytest.mark.parametrize("path", CHAPTERS)
+def test_on_paper_no_line_of_code_is_cut(tab: Page, path: str) -> None:
+    tab.goto(path, wait_until="networkidle")
+    long = (
+        "[...document.querySelectorAll('article .highlight pre')].filter(p => p.scrollWidth > p.clientWidth + 1).length"
+    )
+    tab.emulate_media(media="print")
+    assert tab.evaluate(long) == 0
