@@ -530,6 +530,9 @@ def test_an_own_module_may_be_a_loss() -> None:
             return margin(logits, goal)
 
     assert torch.equal(PGD(Linf(0.1), loss=Lead())(MODEL, X, Y), PGD(Linf(0.1), loss=margin)(MODEL, X, Y))
+    names: dict[str, Any] = {"margin": margin}
+    exec("def lead(logits, goal): return margin(logits, goal)", names)  # of no module
+    assert torch.equal(PGD(Linf(0.1), loss=names["lead"])(MODEL, X, Y), PGD(Linf(0.1), loss=margin)(MODEL, X, Y))
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def check_loss(loss: Loss) -> None:
     if not callable(loss):
         raise ValueError(f"loss must be a function such as goals.margin, got {loss!r}")
     inner = loss.func if isinstance(loss, partial) else loss
-    if getattr(inner, "__module__", "").startswith("torch.nn"):
+    if (getattr(inner, "__module__", None) or "").startswith("torch.nn"):
         raise ValueError(
             f"a loss takes (logits, goal) and is climbed, (N, K) -> (N,), got {named(loss)} of torch: there are "
             "goals.cross_entropy, margin, logit, po_trip and dlr"
