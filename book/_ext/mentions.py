@@ -40,19 +40,23 @@ def chapters(env: BuildEnvironment) -> dict[int, str]:
     return {int(page[1]): page[0] for page in pages if page}
 
 
+def plain(text: nodes.Text) -> bool:
+    """Whether this text is a link already, or code, or a heading."""
+    position = text.parent.index(text)
+    if position > 0 and isinstance(text.parent[position - 1], nodes.raw):  # an <a> in HTML
+        return True
+    ancestor = text.parent
+    while ancestor is not None and not isinstance(ancestor, PLAIN):
+        ancestor = ancestor.parent
+    return ancestor is not None
+
+
 class Mentions(SphinxTransform):
     default_priority = 900
 
     def apply(self) -> None:
         here, pages = self.env.docname, chapters(self.env)
-        for text in list(self.document.findall(nodes.Text)):
-            ancestor = text.parent
-            while ancestor is not None and not isinstance(ancestor, PLAIN):
-                ancestor = ancestor.parent
-            position = text.parent.index(text)
-            linked = position > 0 and isinstance(text.parent[position - 1], nodes.raw)  # by an <a> in HTML
-            if ancestor is not None or linked or not MENTION.search(text):
-                continue
+        for text in [text for text in self.document.findall(nodes.Text) if MENTION.search(text) and not plain(text)]:
             pieces: list[nodes.Node] = []
             for words, number in links(text):
                 page = pages.get(number, here)

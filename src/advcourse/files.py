@@ -7,6 +7,18 @@ from pathlib import Path
 ASSETS = Path(__file__).parent / "assets"
 
 
+def experiment(folder: Path, name: str) -> Path:
+    """The file of an experiment that ships with the package.
+
+    Raises:
+        ValueError: for an unknown name; the message lists what there is.
+    """
+    path = folder / f"{name}.json"
+    if not path.exists():
+        raise ValueError(f"got {name!r}, expected one of {sorted(path.stem for path in folder.glob('*.json'))}")
+    return path
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a temporary neighbour of `path`, then put it in place in one move.
 

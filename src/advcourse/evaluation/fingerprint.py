@@ -26,16 +26,15 @@ def fingerprint(*parts: Tensor | Model) -> str:
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):
-            head, tensors = "tensor", {"": part}
+            head, state = "tensor", {"": part}
         elif isinstance(part, nn.Module):
-            head, tensors = (
-                repr(part),
-                {key: value for key, value in part.state_dict().items() if torch.is_tensor(value)},
-            )
+            head, state = repr(part), part.state_dict()
         else:
-            head, tensors = f"{part.__module__}.{getattr(part, '__qualname__', type(part).__qualname__)}", {}
+            head, state = f"{part.__module__}.{getattr(part, '__qualname__', type(part).__qualname__)}", {}
         digest.update(head.encode())
-        for key, value in tensors.items():
+        for key, value in state.items():
+            if not torch.is_tensor(value):
+                continue
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -22,7 +22,7 @@ from .. import __version__
 from ..ascent import State
 from ..attacks import Attack
 from ..contract import Model, check_goal, check_number
-from ..files import ASSETS, write_whole
+from ..files import ASSETS, experiment, write_whole
 from ..goals import Goal, Untargeted
 from .accuracy import predict
 from .fingerprint import described, fingerprint
@@ -75,10 +75,7 @@ class Recorded:
             >>> Recorded.bundled("ladder").images
             120
         """
-        path = FOLDER / f"{name}.json"
-        if not path.exists():
-            raise ValueError(f"got {name!r}, expected one of {sorted(path.stem for path in FOLDER.glob('*.json'))}")
-        return cls.load(path)
+        return cls.load(experiment(FOLDER, name))
 
     @cached_property
     def images(self) -> int:

@@ -102,9 +102,9 @@ class Examiner:
         sys.modules[NOTEBOOK] = here  # classes of the set-up are found by their name, here as there
         run_cell(assignment.setup.source, assignment.setup.label, vars(here))
         self.names = vars(here)
-        forbidden = self.names.get("FORBIDDEN", [])
-        if not isinstance(forbidden, list) or not all(isinstance(module, str) for module in forbidden):
-            raise ValueError(f"FORBIDDEN must be a list of modules by name, got {forbidden!r}")
+        self.forbidden = self.names.get("FORBIDDEN", [])
+        if not isinstance(self.forbidden, list) or not all(isinstance(module, str) for module in self.forbidden):
+            raise ValueError(f"FORBIDDEN must be a list of modules by name, got {self.forbidden!r}")
 
     def __call__(self, cells: list[Cell]) -> Report:
         """Try a student's cells. What ends the process costs the test that it happens in, and the second time the rest
@@ -144,7 +144,7 @@ class Examiner:
     def _run(self, remote: Remote, cells: list[Cell], wrong: list[str]) -> Cell | None:
         """Run the set-up and a student's cells there; what went wrong is noted, and the cell that ended it returned."""
         _run_all(remote, [self.assignment.setup])
-        remote.forbid(self.names.get("FORBIDDEN", []))
+        remote.forbid(self.forbidden)
         for cell in cells:
             try:
                 remote.run(cell.source, cell.label)

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from ..files import ASSETS
+from ..files import ASSETS, experiment
 
 FOLDER = ASSETS / "training"
 
@@ -25,7 +25,5 @@ def recorded(name: str) -> dict[tuple[str, int], dict[str, Any]]:
         >>> recorded("methods")["PGD-7", 0]["passes"]
         64
     """
-    path = FOLDER / f"{name}.json"
-    if not path.exists():
-        raise ValueError(f"got {name!r}, expected one of {sorted(path.stem for path in FOLDER.glob('*.json'))}")
-    return {(row["label"], row["seed"]): row for row in json.loads(path.read_text())["rows"]}
+    rows = json.loads(experiment(FOLDER, name).read_text())["rows"]
+    return {(row["label"], row["seed"]): row for row in rows}
